@@ -1,0 +1,173 @@
+"""What a model is: the tensors it gets (`Batch`), what it declares (`Needs`, `Card`) and what it offers (`SpotModel`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from enum import Flag, auto
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class Needs(Flag):
+    """What a model reads from a batch. The feed provides exactly this, beside the four fields that are always there."""
+
+    NONE = 0
+    WINDOW = auto()  # window
+    EMB = auto()  # emb
+    CTX_EMB = auto()  # ctx_emb, ctx_mask: the 5 × 5 tiles around a spot
+    CTX_EXPR = auto()  # ctx_expr, ctx_seen: what is visible of the spot itself (first) and of its neighbours
+    POOL = auto()  # pool_emb, pool_rc, pool_mask, pool_row: all spots of every section present
+    NBR = auto()  # nbr: neighbours as rows of the batch (whole sections only)
+    XY = auto()  # xy, edge
+    ARRAY_XY = auto()  # array_xy
+    COUNTS = auto()  # counts, library
+    PATIENT = auto()  # patient
+    SEQ = auto()  # seq: the batch is made of sequences of spots of one section; a spot may occur repeatedly
+    WHOLE_SECTION = auto()  # a batch is one whole section
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """Sizes that a model is built for."""
+
+    genes: int
+    emb: int = 0  # width of the frozen embeddings; 0 where there are none
+
+
+@dataclass(slots=True)
+class Batch:
+    """Tensors of b spots. Only what was declared is there, beside the first four.
+
+    Attributes
+    ----------
+    spot : (b,) int64
+        Row of each spot over all spots of the feed; results are scattered back by it.
+    section : (b,) int64
+        Section of each spot, as its position in the cohort.
+    y, y_mask : (b, g) float32, bool
+        Target, and where it counts. All False when a cohort has no counts.
+    window : (b, 3, h, w) uint8
+    emb : (b, d) float32
+    ctx_emb, ctx_mask : (b, k, d) float32, (b, k) bool
+        Tiles around the spot, row-major; False where a tile leaves the image. The middle one is the spot itself.
+    ctx_expr, ctx_seen : (b, k, g) float32, (b, k, g) bool
+        Target values of the spot (k = 0) and its neighbours, 0 where not seen.
+    pool_emb, pool_rc, pool_mask : (s, n, d) float32, (s, n, 2) int64, (s, n) bool
+        All spots of each section present, with lattice (row, column).
+    pool_row : (b,) int64
+        Where a spot of the batch stands in the pool, flattened over (s, n).
+    nbr : (b, k) int64
+        Neighbours as rows of this batch; -1 for none.
+    xy, edge : (b, 2) float32, (b,) float32
+        Position in µm from the centre of the section, and distance to the edge of the tissue in µm.
+    array_xy : (b, 2) int64
+    counts, library : (b, g) float32, (b,) float32
+    patient, seq : (b,) int64
+    """
+
+    spot: Tensor
+    section: Tensor
+    y: Tensor
+    y_mask: Tensor
+    window: Tensor | None = None
+    emb: Tensor | None = None
+    ctx_emb: Tensor | None = None
+    ctx_mask: Tensor | None = None
+    ctx_expr: Tensor | None = None
+    ctx_seen: Tensor | None = None
+    pool_emb: Tensor | None = None
+    pool_rc: Tensor | None = None
+    pool_mask: Tensor | None = None
+    pool_row: Tensor | None = None
+    nbr: Tensor | None = None
+    xy: Tensor | None = None
+    edge: Tensor | None = None
+    array_xy: Tensor | None = None
+    counts: Tensor | None = None
+    library: Tensor | None = None
+    patient: Tensor | None = None
+    seq: Tensor | None = None
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """The fields that are there."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None:
+                yield f.name, value
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in self.items()})
+
+    def __len__(self) -> int:
+        return len(self.spot)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a reader must know about a model.
+
+    Attributes
+    ----------
+    title, citation
+        Name in tables, and the paper.
+    task
+        ``predict``, ``complete`` or ``impute``.
+    learns
+        How it learns, which selects the contract tests that apply: by gradient, in closed form, by retrieval, or not.
+    licence
+        Of any weights that come with it; our code is BSD-3-Clause.
+    published
+        Published numbers, as ``{"her2st PCC(M)": 0.314}``.
+    control
+        Whether it is a control that every table shows.
+    """
+
+    title: str
+    citation: str
+    task: Literal["predict", "complete", "impute"] = "predict"
+    learns: Literal["gradient", "closed-form", "retrieval", "none"] = "gradient"
+    licence: str = "no weights"
+    published: dict[str, float] = field(default_factory=dict)
+    control: bool = False
+
+
+class FeedLike(Protocol):
+    """What a model may ask of the feed in `index`: it can be walked several times."""
+
+    @property
+    def n(self) -> int: ...
+
+    def batches(self, size: int, /) -> Iterator[Batch]: ...
+
+    def y_mean(self) -> Tensor: ...
+
+    def inner_fold(self) -> Tensor: ...
+
+
+@runtime_checkable
+class SpotModel(Protocol):
+    """A torch module over a batch; there is nothing to inherit but `torch.nn.Module`.
+
+    It is built as ``cls(dims, **arguments)``, with explicit keyword arguments only. A model may also have
+    ``index(feed)``, called once before training with all training spots: reference banks, normal equations, means.
+    """
+
+    card: ClassVar[Card]
+    needs: Needs
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Predictions (b, g) in the units of the target."""
+        ...
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise and its named parts."""
+        ...
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        """The smallest arguments that still exercise every part: what the contract tests use."""
+        ...

@@ -1,0 +1,1 @@
+"""Benchmarks: metrics, statistics over patients, and how far a number can be trusted."""

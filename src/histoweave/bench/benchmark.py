@@ -1,0 +1,300 @@
+"""`Benchmark`: hides something from every model, fits it on each fold's training patients, scores what it gives back.
+
+One cell is one model, seed and fold. A finished cell is a folder that appears at once, named by everything its content
+depends on; a run that is killed recomputes the cells that were not finished, and inside a cell training goes on from its
+last checkpoint. Dates and timings stand only in ``run.log``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from histoweave import _keys as K
+from histoweave._repro import digest, versions
+from histoweave.batch import Needs
+from histoweave.bench.metrics import section_metrics, to_rows
+from histoweave.data.holdout import Everything, Hide, Holdout
+from histoweave.data.section import Cohort, Section
+from histoweave.data.split import Split, k_fold
+from histoweave.data.store import Store
+from histoweave.models import card_of, needs_of, parse
+from histoweave.pp.genes import select_panel
+from histoweave.train import Learner, load_recipe
+from histoweave.view import View
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, str], None]
+CONTROLS = ("mean", "ridge", "knn", "shuffled")
+_IMAGE = Needs.WINDOW | Needs.EMB | Needs.CTX_EMB | Needs.POOL
+
+
+def section_digest(section: Section) -> str:
+    """Digest of everything in a section that a result can depend on."""
+    counts = section.spots.X.tocsr().sorted_indices()
+    arrays = [counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64), section.xy, section.library]
+    if section.array_rc is not None:
+        arrays.append(section.array_rc)
+    return digest(
+        {
+            "id": section.id,
+            "patient": section.patient,
+            "platform": section.platform,
+            "um_per_px": section.um_per_px,
+            "genes": list(section.genes),
+            "arrays": [digest_array(a) for a in arrays],
+            "image": None if section.image is None else section.image.digest,
+        }
+    )
+
+
+def digest_array(array: np.ndarray) -> str:
+    """SHA-256 of an array's bytes."""
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One model, seed and fold."""
+
+    model: str
+    seed: int
+    split: Split
+    folder: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether the finished cell is there."""
+        return (self.folder / "cell.json").exists()
+
+    def card(self) -> dict[str, Any]:
+        """What the cell says of itself."""
+        found: dict[str, Any] = json.loads((self.folder / "cell.json").read_text(encoding="utf-8"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What is run: cohort, folds, view and models.
+
+    Attributes
+    ----------
+    models
+        Names with arguments, as in the table of models.
+    controls
+        Added to every table where the data allow.
+    protocol
+        ``strict``: panels and stopping from training patients only. ``paper``: the panel from all sections and the
+        epoch chosen on the test fold, as the TRIPLEX code does; every table made with it says so.
+    hide
+        What is hidden on the test side.
+    ensemble
+        0: one fit on all training patients. k: the mean of k fits, each stopped on another k-th of them.
+    """
+
+    name: str
+    cohort: Cohort
+    splits: tuple[Split, ...]
+    view: View
+    models: tuple[str, ...]
+    controls: tuple[str, ...] = CONTROLS
+    recipe: str = "cpu"
+    seeds: tuple[int, ...] = (0,)
+    protocol: Literal["strict", "paper"] = "strict"
+    hide: Hide = field(default_factory=Everything)
+    ensemble: int = 0
+
+    def __post_init__(self) -> None:
+        for split in self.splits:
+            split.check(self.cohort)
+        if self.protocol not in ("strict", "paper"):
+            raise ValueError(f"protocol={self.protocol!r}; expected 'strict' or 'paper'")
+        bare = [section.id for section in self.cohort if section.image is None]
+        looking = [model for model in self.models if self._looks(model)]
+        if bare and looking:
+            raise ValueError(
+                f"{', '.join(looking)} look at images, and {len(bare)} of {len(self.cohort)} sections have "
+                f"none ({', '.join(bare[:8])}{', …' if len(bare) > 8 else ''}). Every model of a table sees "
+                "the same sections: use `--sections with-image`"
+            )
+
+    def all_models(self) -> tuple[str, ...]:
+        """The models asked for and the controls that the data allow, controls first."""
+        bare = any(section.image is None for section in self.cohort)
+        controls = [control for control in self.controls if not (bare and self._looks(control))]
+        return tuple(dict.fromkeys([*controls, *self.models]))
+
+    def left_out(self) -> tuple[str, ...]:
+        """Controls that cannot run because sections have no image."""
+        return tuple(control for control in self.controls if control not in self.all_models())
+
+    def fitted_view(self) -> View:
+        """The view of every fold: names common to all sections; under ``paper``, the panel of all sections."""
+        view = self.view
+        if isinstance(view.panel, str):
+            among = view.among or self.cohort.genes("common")
+            view = replace(view, among=among)
+            if self.protocol == "paper":
+                view = replace(view, panel=select_panel(self.cohort, str(self.view.panel), candidates=among))
+        return view
+
+    def cells(self, out: Path) -> list[Cell]:
+        """Every cell with its folder, in the order in which they run."""
+        view = self.fitted_view()
+        shared = {
+            "sections": {section.id: section_digest(section) for section in self.cohort},
+            "view": view.to_dict(),
+            "among": digest(list(view.among or ())),
+            "protocol": self.protocol,
+            "hide": repr(self.hide),
+            "ensemble": self.ensemble,
+            "versions": versions(),
+            "panel": None if isinstance(view.panel, str) else view.panel.digest,
+        }
+        made = []
+        for model in self.all_models():
+            recipe = load_recipe(parse(model)[0], self.recipe)
+            for seed in self.seeds if card_of(parse(model)[0]).learns == "gradient" else self.seeds[:1]:
+                for split in self.splits:
+                    address = digest(
+                        {
+                            **shared,
+                            "model": model,
+                            "seed": seed,
+                            "recipe": recipe.to_dict(),
+                            "train": split.train,
+                            "test": split.test,
+                            "fold": split.name,
+                        }
+                    )
+                    slug = "".join(c if c.isalnum() else "-" for c in model).strip("-")[:40]
+                    made.append(Cell(model, seed, split, out / "cells" / f"{slug}-{address[:16]}"))
+        return made
+
+    def run(
+        self, out: str | Path, store: Store, *, device: str = "cpu", progress: Progress | None = None
+    ) -> list[Cell]:
+        """Computes the cells that are not there yet and returns all of them.
+
+        Parameters
+        ----------
+        out
+            Folder of the run; cells that are finished there are taken as they are.
+        """
+        out = Path(out)
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+        cells = self.cells(out)
+        for i, cell in enumerate(cells):
+            if progress is not None:
+                progress(i, len(cells), f"{cell.model}, fold {cell.split.name}, seed {cell.seed}")
+            if not cell.done:
+                self._compute(cell, store, device, progress)
+        return cells
+
+    # -- one cell -----------------------------------------------------------------------------------------------
+
+    def _compute(self, cell: Cell, store: Store, device: str, progress: Progress | None) -> None:
+        holdout = Holdout(cell.split, self.hide)
+        train, test = holdout.given(self.cohort)
+        work = cell.folder.with_name(f".{cell.folder.name}")
+        learners = list(self._fit(cell, train, test, store, device, work / "checkpoint"))
+        prediction = _mean([learner.predict(test) for learner in learners])
+        rows, prediction = self._score(cell, learners[0], prediction, holdout)
+        card = learners[0].describe() | {
+            "fold": cell.split.name,
+            "test": list(cell.split.test),
+            "protocol": self.protocol,
+            "fits": len(learners),
+            "spots": int(test.n),
+            "history": learners[0].history.rows,
+            "best_epoch": learners[0].history.best_epoch,
+            "cv_pcc": _cv_pcc(learners[0]),
+        }
+        new = work / "new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        rows.to_parquet(new / "rows.parquet", index=False)
+        prediction.write_h5ad(new / "prediction.h5ad")
+        (new / "cell.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(new, cell.folder)
+        shutil.rmtree(work)
+
+    def _fit(
+        self, cell: Cell, train: Cohort, test: Cohort, store: Store, device: str, checkpoint: Path
+    ) -> Iterator[Learner]:
+        view = self.fitted_view()
+
+        def learner(part: str) -> Learner:
+            return Learner(
+                cell.model, view, store, recipe=self.recipe, seed=cell.seed, device=device, checkpoint=checkpoint / part
+            )
+
+        if self.protocol == "paper":
+            # The habit under study: the test fold, with its expression, decides when to stop.
+            yield learner("paper").fit(train, self.cohort.subset(cell.split.test))
+        elif not self.ensemble:
+            yield learner("all").fit(train)
+        else:
+            for part in k_fold(train, self.ensemble, seed=cell.seed):
+                yield learner(part.name).fit(train.subset(part.train), train.subset(part.test))
+
+    def _score(
+        self, cell: Cell, learner: Learner, prediction: AnnData, holdout: Holdout
+    ) -> tuple[pd.DataFrame, AnnData]:
+        """Rows of the long table, and the prediction with fold, split and the truth beside it."""
+        assert learner.fitted is not None
+        genes = list(learner.fitted.genes.genes)
+        parts, truths, masks = [], [], []
+        for section in self.cohort.subset(cell.split.test):
+            truth, mask = learner.fitted.truth(section)
+            if not isinstance(self.hide, Everything):
+                mask &= holdout.hidden(section)[:, section.genes.get_indexer(genes)].toarray()
+            here = (prediction.obs[K.SECTION] == section.id).to_numpy()
+            frame, _ = section_metrics(truth, prediction.X[here], mask, genes=genes)
+            parts.append(
+                to_rows(
+                    frame,
+                    benchmark=self.name,
+                    model=cell.model,
+                    seed=cell.seed,
+                    fold=cell.split.name,
+                    patient=section.patient,
+                    section=section.id,
+                )
+            )
+            truths.append(truth)
+            masks.append(mask)
+        prediction.layers["truth"] = np.where(np.concatenate(masks), np.concatenate(truths), np.nan).astype(np.float32)
+        prediction.obs[K.FOLD], prediction.obs[K.SPLIT] = cell.split.name, "test"
+        return pd.concat(parts, ignore_index=True), prediction
+
+    @staticmethod
+    def _looks(model: str) -> bool:
+        name, args = parse(model)
+        return bool(needs_of(name, args) & _IMAGE)
+
+
+def _mean(predictions: list[AnnData]) -> AnnData:
+    """The mean of several predictions of the same spots."""
+    made = predictions[0]
+    if len(predictions) > 1:
+        made.X = np.mean([p.X for p in predictions], axis=0, dtype=np.float64).astype(np.float32)
+    return made
+
+
+def _cv_pcc(learner: Learner) -> list[float | None] | None:
+    """Cross-validated correlation per gene on the training patients, where the model has it (ridge)."""
+    values = getattr(learner.module, "cv_pcc", None)
+    return None if values is None else [float(v) if v == v else None for v in values]

@@ -1,0 +1,142 @@
+"""What a benchmark will cost, estimated before it starts: windows to encode, and training steps, both timed here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from histoweave.batch import Needs
+from histoweave.bench.benchmark import Benchmark
+from histoweave.data.section import Cohort
+from histoweave.embed import SectionFeatures, create_encoder
+from histoweave.feed import Feed
+from histoweave.models import card_of, create, needs_of, parse
+from histoweave.batch import Dims
+from histoweave.train import load_recipe
+from histoweave.view import CONTEXT, Features, View
+
+_TILES = CONTEXT * CONTEXT
+_TRIAL = 16  # windows encoded and spots trained on to take the time
+
+
+class TooLong(ValueError):
+    """The plan takes more hours than allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Predicted cost of what is not done yet.
+
+    Attributes
+    ----------
+    windows
+        Windows that may have to be encoded; those already in the store and those shared by neighbours cost nothing.
+    seconds_embedding, seconds_training
+        At the speed just measured; training at its longest, without early stopping.
+    cells, cells_done
+        Cells of the benchmark, and those that an earlier run left finished.
+    """
+
+    windows: int
+    seconds_embedding: float
+    seconds_training: float
+    cells: int
+    cells_done: int
+
+    @property
+    def hours(self) -> float:
+        """Upper estimate of the whole."""
+        return (self.seconds_embedding + self.seconds_training) / 3600
+
+    def __str__(self) -> str:
+        return (f"{self.cells} cells, {self.cells_done} done; at most {self.windows} windows to encode "
+                f"(≈ {self.seconds_embedding / 60:.1f} min) and ≈ {self.seconds_training / 60:.1f} min of training: "
+                f"{self.hours:.2f} h in all")
+
+    def check(self, max_hours: float) -> None:
+        """`TooLong` if the plan takes more hours than allowed."""
+        if self.hours > max_hours:
+            raise TooLong(f"the plan takes up to {self.hours:.1f} h, and --max-hours is {max_hours:g}. Raise it, take "
+                          "fewer models or seeds, a shorter --recipe, or sections with fewer spots")
+
+
+def plan(benchmark: Benchmark, out: str | Path, *, device: str = "cpu") -> Plan:
+    """The cost of the cells that are not finished in the folder of the run."""
+    cells = benchmark.cells(Path(out))
+    todo = [cell for cell in cells if not cell.done]
+    needs = Needs.NONE
+    for cell in todo:
+        name, args = parse(cell.model)
+        needs |= needs_of(name, load_recipe(name, benchmark.recipe).args | args)
+    view = benchmark.view
+    windows = benchmark.cohort.n * (_TILES if Needs.CTX_EMB in needs else 1) if needs & _EMB else 0
+    embedding = windows / _throughput(view, device) if windows else 0.0
+    steps: dict[str, float] = {}
+    training = 0.0
+    for cell in todo:
+        name, args = parse(cell.model)
+        if card_of(name).learns != "gradient":
+            continue
+        recipe = load_recipe(name, benchmark.recipe)
+        if cell.model not in steps:
+            steps[cell.model] = _seconds_per_spot(benchmark, cell.model, device)
+        spots = sum(benchmark.cohort[id].n for id in cell.split.train)
+        training += steps[cell.model] * spots * recipe.epochs * max(1, benchmark.ensemble)
+    return Plan(windows, embedding, training, len(cells), len(cells) - len(todo))
+
+
+_EMB = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
+
+
+def _throughput(view: View, device: str) -> float:
+    """Windows per second of the encoder, after one batch to warm up."""
+    encoder = create_encoder(view.encoder, weights=view.weights, dtype=view.dtype, device=device)
+    side = view.window.out
+    pixels = torch.zeros(_TRIAL, 3, side, side, dtype=torch.uint8, device=device)
+    encoder.encode(pixels)
+    start = time.perf_counter()
+    encoder.encode(pixels)
+    return _TRIAL / (time.perf_counter() - start)
+
+
+def _seconds_per_spot(benchmark: Benchmark, model: str, device: str) -> float:
+    """Time of a training step per spot, on the cohort's positions and counts and embeddings of zeros."""
+    name, given = parse(model)
+    recipe = load_recipe(name, benchmark.recipe)
+    args = recipe.args | given
+    needs = needs_of(name, args)
+    cohort = Cohort(benchmark.cohort.subset(benchmark.splits[0].train))
+    width = create_encoder(benchmark.view.encoder, weights="random").dim if needs & _EMB else 0
+    features = _zeros(cohort, width, benchmark.view.window.out)
+    view = benchmark.fitted_view()
+    fitted = view.fit(cohort)
+    feed = Feed(fitted, cohort, features, needs, device=device)
+    module = create(name, Dims(genes=len(fitted.genes), emb=width), **args).to(device).train()  # type: ignore[attr-defined]
+    batches = feed.batches(recipe.batch, generator=torch.Generator().manual_seed(0))
+    spots, start = 0, time.perf_counter()
+    for i, batch in enumerate(batches):
+        module.loss(batch)[0].backward()
+        if i == 0:
+            start = time.perf_counter()  # the first step warms up
+        else:
+            spots += len(batch)
+        if i == 2:
+            break
+    return (time.perf_counter() - start) / spots if spots else 0.0
+
+
+def _zeros(cohort: Cohort, width: int, side: int) -> Features:
+    """Features of the right shapes that take no memory."""
+    return {
+        section.id: SectionFeatures(
+            emb=np.zeros((section.n, width), dtype=np.float16), ctx=np.zeros((1, width), dtype=np.float16),
+            ctx_index=np.zeros((section.n, _TILES), dtype=np.int32),
+            ctx_mask=np.ones((section.n, _TILES), dtype=bool),
+            pixels=np.broadcast_to(np.uint8(0), (section.n, side, side, 3)),
+        )
+        for section in cohort
+    }

@@ -1,0 +1,285 @@
+"""From finished cells to tables: the long table of every value, the summary, the test against ridge, gene reliability.
+
+A `Report` is what is read back from a run's folder; making one changes nothing but the files it names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from histoweave import _keys as K
+from histoweave._repro import fingerprint
+from histoweave.bench.benchmark import Benchmark, Cell
+from histoweave.bench.metrics import LOWER_IS_BETTER, average, pcc_50, pcc_h_paper, pooled_pcc
+from histoweave.bench.stats import compare
+from histoweave.bench.trust import reliability
+from histoweave.data.section import Section
+from histoweave.pp.counts import Target
+from histoweave.view import divisor, smoothing
+
+TOP = 50  # genes of pcc_50
+HEADLINE = ("pcc", "pcc_50", "spearman", "mse", "mse_offset", "mse_pattern", "mae", "r2", "pcc_pooled", "pcc_h_paper")
+_FILES = {"rows": "results.parquet", "summary": "summary.parquet", "tests": "tests.parquet", "genes": "genes.parquet"}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The tables of a run.
+
+    Attributes
+    ----------
+    folder
+        The run.
+    rows
+        Long table: benchmark, model, seed, fold, patient, section, gene, metric, value.
+    summary
+        One line per model and metric: mean and population sd over patients, spread over seeds.
+    tests
+        Every model against ridge: exact sign-flip test over patients, Holm over models.
+    genes
+        Reliability and ceiling per gene.
+    cells
+        What each cell says of itself.
+    card
+        The fingerprint of the run.
+    """
+
+    folder: Path
+    rows: pd.DataFrame
+    summary: pd.DataFrame
+    tests: pd.DataFrame
+    genes: pd.DataFrame
+    cells: list[dict[str, Any]]
+    card: dict[str, Any]
+
+    def prediction(self, model: str, fold: str, seed: int = 0) -> anndata.AnnData:
+        """The stored prediction of a cell: ``X`` predicted, ``layers["truth"]``, NaN where nothing was measured."""
+        for card in self.cells:
+            if (card["model"], card["fold"]) == (model, fold) and card["seed"] == seed:
+                return anndata.read_h5ad(self.folder / "cells" / card["folder"] / "prediction.h5ad")
+        raise KeyError(f"no cell of model {model!r}, fold {fold!r}, seed {seed}; models: {self.models}")
+
+    @property
+    def models(self) -> list[str]:
+        """Models of the table, controls first."""
+        return list(dict.fromkeys(card["model"] for card in self.cells))
+
+    def table(self) -> pd.DataFrame:
+        """Models × headline metrics: ``mean ± sd``, with what was trained and on what."""
+        wide = self.summary.pivot(index="model", columns="metric", values=["mean", "sd"]).reindex(self.models)
+        shown = pd.DataFrame(index=pd.Index(self.models, name="model"))
+        for metric in [m for m in HEADLINE if m in set(self.summary["metric"])]:
+            mean, sd = wide[("mean", metric)], wide[("sd", metric)]
+            shown[metric] = [_pm(m, s) for m, s in zip(mean, sd, strict=True)]
+        first = {card["model"]: card for card in reversed(self.cells)}
+        for column, read in _PROVENANCE.items():
+            shown[column] = [read(first[model]) for model in self.models]
+        return shown
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Report:
+        """The report of a finished run; `FileNotFoundError` says what is missing."""
+        folder = Path(folder)
+        missing = [name for name in (*_FILES.values(), "run.json") if not (folder / name).exists()]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} is not a finished run: {', '.join(missing)} missing. Run `histoweave "
+                "bench … --out` again; it goes on where it stopped"
+            )
+        card = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        tables = {key: pd.read_parquet(folder / name) for key, name in _FILES.items()}
+        return cls(folder=folder, cells=card.pop("cells"), card=card, **tables)
+
+
+def _pm(mean: float, sd: float) -> str:
+    return "–" if np.isnan(mean) else f"{mean:.4f} ± {sd:.4f}"
+
+
+def _encoder(card: dict[str, Any]) -> str:
+    return card["encoder"]["name"] if card["encoder"] else "none"
+
+
+def _init(card: dict[str, Any]) -> str:
+    trunk = card["args"].get("trunk")
+    if trunk not in (None, "frozen"):
+        return str(card["args"].get("init", "random"))
+    return card["encoder"]["init"] if card["encoder"] else "–"
+
+
+_PROVENANCE = {
+    "encoder": _encoder,
+    "init": _init,
+    "trunk": lambda card: str(card["args"].get("trunk", "–")),
+    "parameters": lambda card: card["parameters"],
+    "recipe": lambda card: card["recipe"]["name"],
+    "inner split": lambda card: card["inner_split"],
+    "standardize": lambda card: _standardize(card),
+}
+
+
+def _standardize(card: dict[str, Any]) -> str:
+    how = str(card["view"]["standardize"])
+    return f"{how} (transductive)" if how in ("section", "both") and card["encoder"] else how
+
+
+def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> Report:
+    """The tables of a run from its finished cells, written to its folder and returned."""
+    out = Path(out)
+    cards = [cell.card() | {"folder": cell.folder.name} for cell in cells]
+    rows = pd.concat([pd.read_parquet(cell.folder / "rows.parquet") for cell in cells], ignore_index=True)
+    pooled = _pooled(benchmark, cells)
+    parts = [average(rows, protocol=benchmark.protocol), average(pooled, protocol="paper"), pcc_h_paper(rows)]
+    lists = _top_genes(cards)
+    if lists is not None:
+        parts.append(pcc_50(rows, lists, protocol=benchmark.protocol))
+    summary = pd.concat(parts, ignore_index=True)
+    models = set(rows["model"])
+    tests = compare(rows, "pcc", "ridge") if {"ridge"} < models else pd.DataFrame({"model": sorted(models)})
+    card = fingerprint(
+        benchmark=benchmark.name,
+        protocol=benchmark.protocol,
+        view=benchmark.view.to_dict(),
+        recipe=benchmark.recipe,
+        seeds=list(benchmark.seeds),
+        controls_left_out=list(benchmark.left_out()),
+        ensemble=benchmark.ensemble,
+        folds={split.name: list(split.test) for split in benchmark.splits},
+        patients={section.id: section.patient for section in benchmark.cohort},
+        top=lists,
+    )
+    genes = _genes(benchmark, rows)
+    for key, table in {"rows": rows, "summary": summary, "tests": tests, "genes": genes}.items():
+        table.to_parquet(out / _FILES[key])
+    (out / "run.json").write_text(
+        json.dumps(card | {"cells": cards}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    report = Report.read(out)
+    (out / "report.md").write_text(to_markdown(report), encoding="utf-8")
+    return report
+
+
+def _pooled(benchmark: Benchmark, cells: Sequence[Cell]) -> pd.DataFrame:
+    """``pcc_pooled`` per gene and fold: correlation over the concatenated test sections of the fold."""
+    parts = []
+    for cell in cells:
+        made = anndata.read_h5ad(cell.folder / "prediction.h5ad")
+        truth = np.asarray(made.layers["truth"])
+        values = pooled_pcc([truth], [made.X], [~np.isnan(truth)])
+        parts.append(
+            pd.DataFrame(
+                {
+                    "benchmark": benchmark.name,
+                    "model": cell.model,
+                    "seed": cell.seed,
+                    "fold": cell.split.name,
+                    "patient": str(made.obs[K.PATIENT].iloc[0]),
+                    "section": "pooled",
+                    "gene": list(made.var_names),
+                    "metric": "pcc_pooled",
+                    "value": values,
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def _top_genes(cards: Sequence[dict[str, Any]]) -> dict[str, list[str]] | None:
+    """Per fold the 50 genes that ridge predicts best across the training patients; None where ridge did not run."""
+    found = {}
+    for card in cards:
+        if card["model"] == "ridge" and card["cv_pcc"] is not None:
+            score = np.array([np.nan if v is None else v for v in card["cv_pcc"]])
+            best = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")[:TOP]
+            found[card["fold"]] = [card["panel"]["genes"][i] for i in best]
+    return found or None
+
+
+def _genes(benchmark: Benchmark, rows: pd.DataFrame) -> pd.DataFrame:
+    """Reliability of every gene that was scored, over the sections with counts."""
+    genes = list(dict.fromkeys(rows["gene"]))
+    target = benchmark.view.target.bind(len(benchmark.cohort.genes("union")))
+    scored = [section for section in benchmark.cohort if section.spots.n_vars]
+    return reliability([section.counts(genes) for section in scored], [_halved(target, s) for s in scored], genes)
+
+
+def _halved(target: Target, section: Section) -> Callable[[np.ndarray], np.ndarray]:
+    """The target of half a spot's counts: what they are divided by is halved with them."""
+    half, near = divisor(target, section) / 2, smoothing(target, section)
+    return lambda counts: target.transform(counts, half, near)[0]
+
+
+def to_markdown(report: Report) -> str:
+    """The run as Markdown: table, tests, warnings."""
+    lines = [
+        f"# {report.card['benchmark']}",
+        "",
+        *(f"> {note}" for note in notes(report)),
+        "",
+        _pipe(report.table()),
+        "",
+    ]
+    if "p_holm" in report.tests:
+        lines += [
+            "## Against ridge (PCC, patients paired)",
+            "",
+            _pipe(report.tests.set_index("model")[["difference", "n_patients", "p", "p_holm", "p_min", "note"]]),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _pipe(table: pd.DataFrame) -> str:
+    """A Markdown table."""
+    header = [table.index.name or "", *map(str, table.columns)]
+    body = [
+        [str(index), *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)]
+        for index, row in zip(table.index, table.itertuples(index=False), strict=True)
+    ]
+    rows = [header, ["---"] * len(header), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    found = []
+    patients = set(report.card["patients"].values())
+    if report.card["protocol"] == "paper":
+        found.append(
+            "Protocol 'paper': the panel comes from all sections and the epoch was chosen on the test fold. "
+            "These numbers are optimistic and not comparable with the default protocol."
+        )
+    if len(patients) < 6:
+        found.append(f"{len(patients)} patients: not testable, and nothing is ranked (6 are needed for p < 0.05).")
+    rungs = {card["inner_split"] for card in report.cells} & {"sections", "blocks"}
+    if rungs:
+        found.append(
+            f"Inner split on {' and '.join(sorted(rungs))}: the training side has too few patients to validate "
+            "on one of its own."
+        )
+    short = sorted({card["recipe"]["name"] for card in report.cells if card["history"]} - {"paper"})
+    if short:
+        found.append(f"Recipe {', '.join(short)}: shorter than published; not the method's accuracy.")
+    if report.card["controls_left_out"]:
+        found.append(
+            f"Controls left out, because sections have no image: {', '.join(report.card['controls_left_out'])}."
+        )
+    weak = int((~report.genes["reliable"]).sum())
+    if weak:
+        found.append(
+            f"{weak} of {len(report.genes)} genes have a reliability under 0.3; they count in the mean, and "
+            "their ceiling is in the table of genes."
+        )
+    lower = ", ".join(sorted(LOWER_IS_BETTER & set(report.summary["metric"])))
+    found.append(
+        f"PCC is per gene within a section, then mean over genes, sections and patients; ± is the population sd "
+        f"over patients. Lower is better for {lower}."
+    )
+    return found

@@ -1,0 +1,285 @@
+"""The command line: thin. Every flag is a field of a settings dataclass; errors are one sentence without a traceback."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Spatial gene expression from histology: predict it, and know how far to trust it.")
+console = Console()
+_DEBUG = "HISTOWEAVE_DEBUG"  # set to anything, errors come with their traceback
+
+
+def main() -> None:
+    """Runs the command line; an expected error is printed as one message, with exit status 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except (ValueError, OSError, KeyError, ImportError, FloatingPointError) as error:
+        if os.environ.get(_DEBUG):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        Console(stderr=True).print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def with_settings(settings: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds the fields of a settings dataclass as flags to a command that takes ``settings``."""
+    hints = get_type_hints(settings)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+        flags = [
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default if f.default is not MISSING else ...,
+                annotation=Annotated[hints[f.name], typer.Option(help=f.metadata.get("help", ""))],
+            )
+            for f in fields(settings)
+        ]
+
+        def run(**given: Any) -> None:
+            chosen = settings(**{f.name: given.pop(f.name) for f in fields(settings)})
+            command(**given, settings=chosen)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in own + flags}
+        return run
+
+    return decorate
+
+
+class Bar:
+    """Progress bars, one per label, with throughput and time left; call it as ``bar(done, total, label)``."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"),
+                             TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Bar:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def __call__(self, done: int, total: int, label: str) -> None:
+        """Shows `done` of `total` under a label."""
+        key = label.split(",")[0]
+        if key not in self._tasks or done == 0:
+            if key in self._tasks:
+                self._bar.remove_task(self._tasks[key])
+            self._tasks[key] = self._bar.add_task(label, total=total, rate="")
+        task = self._tasks[key]
+        speed = next((t.speed for t in self._bar.tasks if t.id == task), None)
+        self._bar.update(task, completed=done, total=total, description=label, rate=f"{speed:.0f}/s" if speed else "")
+        if done >= total:
+            self._bar.remove_task(self._tasks.pop(key))
+
+
+def say(text: str) -> None:
+    """One line for the user."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(table: Any, title: str) -> None:
+    """A pandas table, in colour and as wide as the terminal allows."""
+    drawn = Table(title=title, title_justify="left")
+    drawn.add_column(table.index.name or "")
+    for column in table.columns:
+        drawn.add_column(str(column), justify="right")
+    for index, row in zip(table.index, table.itertuples(index=False), strict=True):
+        drawn.add_row(str(index), *(str(value) for value in row))
+    console.print(drawn)
+
+
+Cohorts = Annotated[str, typer.Argument(help="folder, samples.csv or .h5ad of the cohort")]
+
+
+@app.command()
+@with_settings(BenchSettings)
+def bench(
+    cohort: Annotated[str | None, typer.Argument(help="folder, samples.csv or .h5ad of the cohort")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/bench"),
+    train: Annotated[str | None, typer.Option(help="train on this cohort …")] = None,
+    test: Annotated[str | None, typer.Option(help="… and test on this one")] = None,
+    *, settings: BenchSettings,
+) -> None:
+    """Benchmark models on a cohort by patient, and write tables and an HTML report."""
+    from histoweave import commands
+    from histoweave.data.io import read_cohort
+    from histoweave.report import write_html
+
+    splits = None
+    if train and test and not cohort:
+        joined, splits, missing = commands.external_split(read_cohort(train), read_cohort(test))
+        if missing:
+            say(f"{len(missing)} training genes are not in the test cohort: {', '.join(missing[:8])} …")
+    elif cohort and not (train or test):
+        joined = read_cohort(cohort)
+    else:
+        raise ValueError("give either one COHORT, or both --train and --test")
+    with Bar() as bar:
+        report = commands.bench(joined, out, settings, splits=splits, say=say, progress=bar)
+    show(report.table().iloc[:, :6], report.card["benchmark"])
+    say(f"report: {write_html(report, joined)}")
+
+
+@app.command()
+@with_settings(FitSettings)
+def fit(cohort: Cohorts, out: Annotated[Path, typer.Option(help="folder of the model")], *, settings: FitSettings) -> None:
+    """Fit a model on all sections of a cohort and save it."""
+    from histoweave import commands
+    from histoweave.data.io import read_cohort
+
+    with Bar() as bar:
+        commands.fit(read_cohort(cohort), out, settings, say=say, progress=bar)
+
+
+@app.command()
+@with_settings(PredictSettings)
+def predict(
+    model: Annotated[Path, typer.Argument(help="folder of a saved model")],
+    slide: Annotated[Path, typer.Argument(help="image of the slide; no counts needed")],
+    out: Annotated[Path, typer.Option(help=".h5ad to write")],
+    *, settings: PredictSettings,
+) -> None:
+    """Predict expression at every tile of a slide that has no counts."""
+    from histoweave import commands
+
+    with Bar() as bar:
+        made = commands.predict(model, slide, out, settings, progress=bar)
+    say(f"{made.n_obs} tiles × {made.n_vars} genes, in {made.uns['histoweave']['units']}: {out}")
+
+
+@app.command()
+@with_settings(RunSettings)
+def embed(cohort: Cohorts, context: Annotated[bool, typer.Option(help="also the 5 × 5 tiles around each spot")] = False,
+          *, settings: RunSettings) -> None:
+    """Embed a cohort into the store, so that later commands find it there."""
+    from histoweave.batch import Needs
+    from histoweave.data.io import read_cohort
+    from histoweave.settings import choose_sections
+
+    settings.set_threads()
+    chosen = choose_sections(read_cohort(cohort), settings.sections)
+    needs = Needs.EMB | (Needs.CTX_EMB if context else Needs.NONE)
+    with Bar() as bar:
+        features = settings.view().embed(chosen, needs, settings.open_store(), device=settings.device, progress=bar)
+    for id, found in features.items():
+        say(f"{id}: {found.emb.shape[0]} spots × {found.emb.shape[1]}"
+            + (f", {len(found.ctx)} further tiles" if found.ctx is not None else ""))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    cohort: Annotated[str | None, typer.Option(help="the cohort, for maps over its images")] = None,
+    genes: Annotated[str | None, typer.Option(help="genes to draw, joined by commas")] = None,
+) -> None:
+    """Write the HTML report of a run again, for chosen genes."""
+    from histoweave.bench.summary import Report
+    from histoweave.data.io import read_cohort
+    from histoweave.report import write_html
+
+    chosen = [gene.strip() for gene in genes.split(",")] if genes else None
+    found = Report.read(run)
+    say(f"report: {write_html(found, read_cohort(cohort) if cohort else None, genes=chosen)}")
+
+
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """List the models."""
+    from histoweave.models import describe, list_models
+
+    _print_table([describe(name) for name in list_models()], as_json, "models",
+                 ("name", "title", "task", "learns", "needs", "parameters", "citation", "licence"))
+
+
+@app.command()
+def encoders(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """List the encoders, with licence and gating of their weights."""
+    from histoweave.embed import list_encoders
+
+    _print_table([card.to_dict() for card in list_encoders()], as_json, "encoders",
+                 ("name", "dim", "px", "um_per_px", "init", "licence", "commercial", "gated"))
+
+
+def _print_table(rows: list[dict[str, Any]], as_json: bool, title: str, columns: tuple[str, ...]) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        return
+    import pandas as pd
+
+    shown = pd.DataFrame([{c: " ".join(r[c]) if isinstance(r[c], list) else r[c] for c in columns} for r in rows])
+    show(shown.set_index(columns[0]), title)
+
+
+def _add_data_commands() -> None:
+    data = typer.Typer(no_args_is_help=True, help="Public datasets: list, find, fetch.")
+    app.add_typer(data, name="data")
+
+    @data.command("list")
+    def list_rows(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+        """List the catalog."""
+        from histoweave.data.catalog import list_datasets
+
+        _print_table([row.to_dict() for row in list_datasets()], as_json, "datasets",
+                     ("name", "format", "patients", "sections", "licence", "citation"))
+
+    @data.command("fetch")
+    def fetch_row(name: str, root: Annotated[Path | None, typer.Option(help="where to put it")] = None) -> None:
+        """Download a dataset, or find it under $HISTOWEAVE_DATA."""
+        from histoweave.data.catalog import fetch
+
+        say(str(fetch(name, root)))
+
+    @data.command("show")
+    def show_cohort(cohort: Cohorts) -> None:
+        """Read a cohort and list its sections."""
+        from histoweave.data.io import read_cohort
+
+        show(read_cohort(cohort).obs, cohort)
+
+
+_add_data_commands()
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation: versions, threads, device, encoder, store."""
+    from histoweave.doctor import examine
+
+    rows = examine()
+    for row in rows:
+        console.print(f"[{'green' if row.ok else 'red'}]{'ok' if row.ok else 'no'}[/]  {row.what}: {row.found}")
+    if not all(row.ok for row in rows):
+        raise SystemExit(1)
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/demo")) -> None:
+    """Run the main job on the embedded phantom cohort: benchmark, fit, predict without counts, report."""
+    from histoweave.demo import run_demo
+
+    with Bar() as bar:
+        found = run_demo(out, say=say, progress=bar)
+    show(found.table, "phantom cohort: PCC as a fraction of what the tissue tells (oracle)")
+    say(f"prediction without counts: {found.prediction}")
+    say(f"report: {found.report}")

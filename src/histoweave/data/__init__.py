@@ -1,0 +1,1 @@
+"""Containers and every byte of input and output. numpy, pandas, anndata; no torch."""

@@ -1,0 +1,145 @@
+"""One level of a slide at one scale, row by row: decoded once, resampled once on a fixed grid of blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from histoweave.data.slide_backends import Level, Reader
+
+_BAND_BYTES = 64 << 20  # of source or result, whichever is larger: a few bands are all that is held
+_BLOCK = 1024  # columns of the result resampled at a time: wide enough for the margins not to matter
+_SLACK = 1e-9  # rounding noise in products of sizes and scales; far below a pixel
+
+
+@dataclass(frozen=True, slots=True)
+class Raster:
+    """The picture of a level at `scale` result px per level px.
+
+    The grid of bands and blocks depends on level and scale only, and each block is resampled with all the source that its
+    filter reaches, so a result px has one value whichever windows are asked for.
+    """
+
+    level: Level
+    index: int
+    scale: float
+
+    @property
+    def width(self) -> int:
+        """Columns of the result, the last of which may be covered in part."""
+        return math.ceil(self.level.width * self.scale - _SLACK)
+
+    @property
+    def height(self) -> int:
+        """Rows of the result, the last of which may be covered in part."""
+        return math.ceil(self.level.height * self.scale - _SLACK)
+
+    @property
+    def band(self) -> int:
+        """Rows of the result worked on at a time."""
+        if self.scale == 1:  # whole rows of tiles, passed on without a copy
+            rows = max(1, _BAND_BYTES // (3 * self.level.width * self.level.tile_h)) * self.level.tile_h
+            return min(rows, self.height) if self.level.grid[0] > 1 else self.height
+        widest = max(self.width, self.level.width / self.scale)
+        return int(np.clip(_BAND_BYTES // (3 * widest), 64, 2048))
+
+    @property
+    def reach(self) -> float:
+        """How far from its centre, in level px, the triangle filter of a result px looks; one px is for rounding."""
+        return max(1.0, 1 / self.scale) + 1
+
+    def bands(
+        self, reader: Reader, boxes: np.ndarray, count: Callable[[int], None]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """First row and pixels (h, width, 3) of each band that a box touches, top down.
+
+        Parameters
+        ----------
+        reader
+            The open slide.
+        boxes
+            (n, 4) int, (top, bottom, left, right) in the result, clipped to it, none empty. Pixels outside of all boxes
+            are arbitrary.
+        count
+            Told the number of source px decoded, as they are.
+        """
+        blocks = _touched(boxes, (self.band, _BLOCK), (self.height, self.width))
+        tiles = _touched(self._source(boxes), (self.level.tile_h, self.level.tile_w), (self.level.height, self.level.width))
+        strips = _Strips(self.level, self.index, reader, tiles, count)
+        for band in np.flatnonzero(blocks.any(axis=1)).tolist():
+            top, bottom = band * self.band, min((band + 1) * self.band, self.height)
+            if self.scale == 1:
+                yield top, strips.cut(top, bottom, 0, self.width)
+                continue
+            rows = np.zeros((bottom - top, self.width, 3), np.uint8)
+            for block in np.flatnonzero(blocks[band]).tolist():
+                left, right = block * _BLOCK, min((block + 1) * _BLOCK, self.width)
+                rows[:, left:right] = self._resampled(strips, np.array([top, bottom, left, right]))
+            yield top, rows
+
+    def _source(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (..., 4) of level px that boxes of the result are made from."""
+        if self.scale == 1:
+            return boxes
+        low = np.floor(boxes[..., 0::2] / self.scale - self.reach).astype(np.int64)
+        high = np.ceil(boxes[..., 1::2] / self.scale + self.reach).astype(np.int64)
+        size = (self.level.height, self.level.width)
+        return np.stack([np.maximum(low, 0), np.minimum(high, size)], axis=-1).reshape(boxes.shape)
+
+    def _resampled(self, strips: _Strips, box: np.ndarray) -> np.ndarray:
+        """One block of the result."""
+        top, bottom, left, right = self._source(box).tolist()
+        pixels = strips.cut(top, bottom, left, right)
+        y0, y1, x0, x1 = (box / self.scale - [top, top, left, left]).tolist()
+        beyond = (max(0, math.ceil(y1 - _SLACK) - (bottom - top)), max(0, math.ceil(x1 - _SLACK) - (right - left)))
+        if any(beyond):  # the last px of the result reaches over the edge: it shows the edge
+            pixels = np.pad(pixels, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge")
+        height, width = pixels.shape[:2]
+        inside = (max(0.0, x0), max(0.0, y0), min(x1, width), min(y1, height))
+        size = (int(box[3] - box[2]), int(box[1] - box[0]))
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, box=inside))
+
+
+class _Strips:
+    """The rows of tiles being looked at. Asked for from top to bottom, each is decoded once and dropped when passed."""
+
+    def __init__(self, level: Level, index: int, reader: Reader, tiles: np.ndarray, count: Callable[[int], None]) -> None:
+        self.level, self.index, self.reader, self.tiles, self.count = level, index, reader, tiles, count
+        self.held: dict[int, np.ndarray] = {}
+
+    def cut(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """Pixels (h, w, 3) of a box, a view where it lies in one row of tiles."""
+        side = self.level.tile_h
+        first, last = top // side, (bottom - 1) // side
+        for row in [row for row in self.held if row < first]:
+            del self.held[row]
+        for row in range(first, last + 1):
+            if row not in self.held:
+                self.held[row] = self._decoded(row)
+        parts = [
+            self.held[row][max(top - row * side, 0) : bottom - row * side, left:right] for row in range(first, last + 1)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _decoded(self, row: int) -> np.ndarray:
+        if not self.tiles[row].any():  # pages of zeros that nothing touches take no memory
+            height = min(self.level.tile_h, self.level.height - row * self.level.tile_h)
+            return np.zeros((height, self.level.width, 3), np.uint8)
+        pixels, decoded = self.reader.tile_row(self.index, row, self.tiles[row])
+        self.count(decoded)
+        return pixels
+
+
+def _touched(boxes: np.ndarray, cell: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Which cells (rows, columns) of a grid over `size` any of the boxes (n, 4) meets, from corner counts summed up."""
+    shape = [-(-n // side) for n, side in zip(size, cell, strict=True)]
+    corners = np.zeros((shape[0] + 1, shape[1] + 1), np.int64)
+    top, left = boxes[:, 0] // cell[0], boxes[:, 2] // cell[1]
+    bottom, right = (boxes[:, 1] - 1) // cell[0] + 1, (boxes[:, 3] - 1) // cell[1] + 1
+    for row, column, sign in ((top, left, 1), (bottom, right, 1), (top, right, -1), (bottom, left, -1)):
+        np.add.at(corners, (row, column), sign)
+    return corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0

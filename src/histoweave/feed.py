@@ -1,0 +1,293 @@
+"""From sections to batches: the only file that turns a `Section` into a `Batch`.
+
+A feed holds what the declared needs ask for as tensors over all spots; a batch is a gather by row. Nothing after this
+looks back at AnnData.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from histoweave.batch import Batch, Needs
+from histoweave.data.section import Cohort, Section
+from histoweave.data.split import InnerSplit, inner_split
+from histoweave.pp.lattice import lattice
+from histoweave.pp.neighbors import edge_distance, neighbours
+from histoweave.view import Features, FittedView, lattice_rc, section_moments
+
+_EMB = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
+
+
+def dense_rc(section: Section) -> np.ndarray:
+    """Lattice (row, column) of every spot (n, 2), int64, without the gaps of Visium's doubled columns."""
+    rc = lattice_rc(section)
+    return np.column_stack([rc[:, 0], rc[:, 1] // 2]) if lattice(section.platform) == "hex" else rc
+
+
+class Feed:
+    """Batches of a cohort for a model.
+
+    Parameters
+    ----------
+    view
+        Panel, target and embedding statistics.
+    cohort
+        The sections, in order; rows of the feed are their spots one after the other.
+    features
+        Embeddings and windows per section id, as `View.embed` gives them.
+    needs
+        What the model reads.
+    device
+        Where the batches are made.
+    hops
+        Reach of the neighbour tables.
+    """
+
+    def __init__(
+        self, view: FittedView, cohort: Cohort, features: Features, needs: Needs, *, device: str = "cpu", hops: int = 1
+    ) -> None:
+        self.view, self.cohort, self.needs, self.device = view, cohort, needs, torch.device(device)
+        self._features, self._hops = features, hops
+        sizes = np.array([section.n for section in cohort], dtype=np.int64)
+        self._start = np.concatenate([[0], np.cumsum(sizes)])
+        self._section = torch.from_numpy(np.repeat(np.arange(len(cohort)), sizes)).to(self.device)
+        self._rows = torch.arange(int(self._start[-1]), device=self.device)
+        truths = [view.truth(section) for section in cohort]
+        self._y = self._stack([y for y, _ in truths])
+        self._mask = self._stack([mask for _, mask in truths])
+        self._fields = dict(self._spot_fields())
+        if needs & _EMB:
+            self._load_embeddings()
+
+    # -- what a model may ask in `index` ------------------------------------------------------------------------
+
+    @property
+    def n(self) -> int:
+        """Spots that this feed walks."""
+        return len(self._rows)
+
+    @property
+    def n_total(self) -> int:
+        """Spots of the cohort, walked or not."""
+        return int(self._start[-1])
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings; 0 where none are needed."""
+        return int(self._vectors.shape[1]) if self.needs & _EMB else 0
+
+    def y_mean(self) -> Tensor:
+        """Mean target per gene over the walked spots where it counts (g,)."""
+        mask = self._mask[self._rows]
+        total = (self._y[self._rows].double() * mask).sum(dim=0)
+        return (total / mask.sum(dim=0).clamp(min=1)).float()
+
+    def inner_fold(self) -> Tensor:
+        """Fold of every walked spot (n,) on the highest rung that the cohort allows."""
+        return torch.from_numpy(self.inner.fold).to(self.device)[self._rows]
+
+    @cached_property
+    def inner(self) -> InnerSplit:
+        """The inner split of the whole cohort."""
+        return inner_split(self.cohort)
+
+    def only(self, keep: Tensor) -> Feed:
+        """A feed over the same tensors that walks the spots where `keep` (n_total,) is True."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part._rows = torch.nonzero(keep.to(self.device)).squeeze(1)
+        return part
+
+    # -- batches ------------------------------------------------------------------------------------------------
+
+    def batches(
+        self, size: int, /, *, generator: torch.Generator | None = None, seq_len: int = 64
+    ) -> Iterator[Batch]:
+        """Every walked spot once (at least once in sequences), in random order if a generator is given.
+
+        Models that need whole sections get one section a batch whatever `size` is.
+        """
+        for rows, seq in self._orders(size, generator, seq_len):
+            yield self.batch(rows, seq)
+
+    def batch(self, rows: Tensor, seq: Tensor | None = None) -> Batch:
+        """The batch of the given rows of the cohort (b,)."""
+        made = Batch(spot=rows, section=self._section[rows], y=self._y[rows], y_mask=self._mask[rows], seq=seq)
+        for name, table in self._fields.items():
+            setattr(made, name, table[rows])
+        if Needs.EMB in self.needs or Needs.SEQ in self.needs:
+            made.emb = self._scaled(self._emb_row[rows], made.section)
+        if Needs.CTX_EMB in self.needs:
+            made.ctx_emb = self._scaled(self._ctx_row[rows], made.section)  # (b, k, d)
+            made.ctx_mask = self._ctx_mask[rows]
+        if Needs.POOL in self.needs:
+            self._add_pool(made)
+        if Needs.CTX_EXPR in self.needs:
+            near = self._near[rows]  # (b, 1 + k)
+            made.ctx_seen = self._mask[near.clamp(min=0)] & (near >= 0)[..., None]
+            made.ctx_expr = self._y[near.clamp(min=0)] * made.ctx_seen
+        if Needs.NBR in self.needs:
+            made.nbr = self._local_neighbours(rows)
+        if Needs.WINDOW in self.needs:
+            made.window = self._windows(rows)
+        return made
+
+    def _orders(
+        self, size: int, generator: torch.Generator | None, seq_len: int
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        rows = self._rows
+        if generator is not None:
+            rows = rows[torch.randperm(len(rows), generator=generator).to(self.device)]
+        if Needs.WHOLE_SECTION in self.needs:
+            of = self._section[self._rows]
+            for s in _order(len(self.cohort), generator):
+                if len(part := self._rows[of == s]):
+                    yield part, None
+        elif Needs.SEQ in self.needs:
+            sequences = self._sequences(rows, seq_len)
+            per_batch = max(1, size // seq_len)
+            order = _order(len(sequences), generator)
+            for i in range(0, len(order), per_batch):
+                taken = [sequences[j] for j in order[i : i + per_batch]]
+                yield torch.cat(taken), torch.arange(len(taken), device=self.device).repeat_interleave(seq_len)
+        else:
+            for part in rows.split(size):
+                yield part, None
+
+    def _sequences(self, rows: Tensor, seq_len: int) -> list[Tensor]:
+        """Sequences of `seq_len` spots of one section; the last one of a section is filled up with its first spots."""
+        sequences = []
+        for s in range(len(self.cohort)):
+            part = rows[self._section[rows] == s]
+            if len(part):
+                short = -len(part) % seq_len
+                sequences += list(torch.cat([part, part.repeat(short // len(part) + 1)[:short]]).split(seq_len))
+        return sequences
+
+    # -- tables -------------------------------------------------------------------------------------------------
+
+    def _stack(self, arrays: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays)).to(self.device)
+
+    def _spot_fields(self) -> Iterator[tuple[str, Tensor]]:
+        """Fields that are one plain table over all spots."""
+        cohort, needs = self.cohort, self.needs
+        if Needs.XY in needs:
+            yield "xy", self._stack([_centred_um(section) for section in cohort])
+            yield "edge", self._stack([
+                (edge_distance(section.xy) * (section.um_per_px or 1.0)).astype(np.float32) for section in cohort
+            ])
+        if Needs.ARRAY_XY in needs:
+            yield "array_xy", self._stack([dense_rc(section) for section in cohort])
+        if Needs.PATIENT in needs:
+            codes = {patient: i for i, patient in enumerate(cohort.patients)}
+            yield "patient", self._stack([np.full(s.n, codes[s.patient], dtype=np.int64) for s in cohort])
+        if Needs.COUNTS in needs:
+            genes = list(self.view.genes.genes)
+            yield "counts", self._stack([
+                s.counts(genes).toarray() if s.spots.n_vars else np.zeros((s.n, len(genes)), np.float32)
+                for s in cohort
+            ])
+            yield "library", self._stack([s.library.astype(np.float32) for s in cohort])
+        if Needs.CTX_EXPR in needs or Needs.NBR in needs:
+            self._near = self._neighbour_rows()
+
+    def _neighbour_rows(self) -> Tensor:
+        """The spot itself, then its neighbours, as rows of the cohort (n, 1 + k); -1 for none."""
+        tables = [neighbours(section, self._hops) for section in self.cohort]
+        width = max(table.shape[1] for table in tables)
+        near = np.full((self.n_total, 1 + width), -1, dtype=np.int64)
+        near[:, 0] = np.arange(self.n_total)
+        for start, table in zip(self._start, tables, strict=False):
+            rows = slice(start, start + len(table))
+            near[rows, 1 : 1 + table.shape[1]] = np.where(table >= 0, table + start, -1)
+        return torch.from_numpy(near).to(self.device)
+
+    def _load_embeddings(self) -> None:
+        """One table of vectors over all sections, and where each spot and each of its tiles stands in it."""
+        parts: list[np.ndarray] = []
+        emb_rows, ctx_rows, masks, offset = [], [], [], 0
+        for section in self.cohort:
+            got = self._features[section.id]
+            emb_rows.append(offset + np.arange(section.n, dtype=np.int64))
+            parts.append(np.asarray(got.emb))
+            if Needs.CTX_EMB in self.needs:
+                parts.append(np.asarray(got.ctx))
+                ctx_rows.append(offset + np.asarray(got.ctx_index, dtype=np.int64))
+                masks.append(np.asarray(got.ctx_mask))
+            offset += section.n + (len(parts[-1]) if Needs.CTX_EMB in self.needs else 0)
+        self._vectors = self._stack(parts)
+        self._emb_row = self._stack(emb_rows)
+        if Needs.CTX_EMB in self.needs:
+            self._ctx_row, self._ctx_mask = self._stack(ctx_rows), self._stack(masks)
+        self._moments = self._section_moments()
+
+    def _section_moments(self) -> tuple[Tensor, Tensor]:
+        """What to subtract from and divide by, per section (s, d): the section's own moments, then the training ones."""
+        d, how = self._vectors.shape[1], self.view.view.standardize
+        shift, scale = np.zeros((len(self.cohort), d), np.float32), np.ones((len(self.cohort), d), np.float32)
+        if how in ("section", "both"):
+            own = [section_moments(self._features[section.id].emb, section.id) for section in self.cohort]
+            shift, scale = np.stack([m for m, _ in own]), np.stack([sd for _, sd in own])
+        if self.view.shift is not None and self.view.scale is not None:
+            if len(self.view.shift) != d:
+                raise ValueError(f"embeddings are {d} wide, but the view was fitted on {len(self.view.shift)}; embed "
+                                 f"with the encoder of the view, {self.view.view.encoder!r}")
+            shift, scale = shift + self.view.shift * scale, scale * self.view.scale
+        return torch.from_numpy(shift).to(self.device), torch.from_numpy(scale).to(self.device)
+
+    def _scaled(self, rows: Tensor, section: Tensor) -> Tensor:
+        """Standardized vectors of rows (b, …) → (b, …, d), float32."""
+        shape = (len(section),) + (1,) * (rows.ndim - 1) + (-1,)
+        shift, scale = (table[section].view(shape) for table in self._moments)
+        return (self._vectors[rows].float() - shift) / scale
+
+    def _add_pool(self, made: Batch) -> None:
+        """All spots of every section present, padded to the longest, and where the spots of the batch stand in it."""
+        present, where = torch.unique(made.section, return_inverse=True)
+        starts = torch.from_numpy(self._start).to(self.device)
+        sizes = starts[present + 1] - starts[present]  # (s,)
+        longest = int(sizes.max())
+        slot = torch.arange(longest, device=self.device)
+        made.pool_mask = slot[None] < sizes[:, None]  # (s, n)
+        rows = starts[present][:, None] + torch.minimum(slot[None], sizes[:, None] - 1)  # (s, n)
+        made.pool_emb = self._scaled(self._emb_row[rows], present) * made.pool_mask[..., None]
+        made.pool_rc = self._pool_rc[rows] * made.pool_mask[..., None]
+        made.pool_row = where * longest + made.spot - starts[made.section]
+
+    @cached_property
+    def _pool_rc(self) -> Tensor:
+        return self._stack([dense_rc(section) for section in self.cohort])
+
+    def _local_neighbours(self, rows: Tensor) -> Tensor:
+        """Neighbours as rows of the batch (b, k); -1 where there is none in it."""
+        place = torch.full((self.n_total + 1,), -1, dtype=torch.long, device=self.device)  # last entry: no neighbour
+        place[rows] = torch.arange(len(rows), device=self.device)
+        return place[self._near[rows, 1:]]
+
+    def _windows(self, rows: Tensor) -> Tensor:
+        """Windows of the rows (b, 3, h, w), uint8, channels last in memory; gathered section by section."""
+        at = rows.cpu().numpy()
+        section = np.searchsorted(self._start, at, side="right") - 1
+        first = self._features[self.cohort[int(section[0])].id].pixels
+        out = np.empty((len(at), *first.shape[1:]), dtype=np.uint8)
+        for s in np.unique(section):
+            here = section == s
+            out[here] = self._features[self.cohort[int(s)].id].pixels[at[here] - self._start[s]]
+        return torch.from_numpy(out).permute(0, 3, 1, 2).to(self.device, non_blocking=True)
+
+
+def _order(n: int, generator: torch.Generator | None) -> list[int]:
+    return list(range(n)) if generator is None else torch.randperm(n, generator=generator).tolist()
+
+
+def _centred_um(section: Section) -> np.ndarray:
+    """Positions in µm from the centre of the section's bounding box (n, 2), float32."""
+    xy: Any = section.xy
+    return ((xy - (xy.min(axis=0) + xy.max(axis=0)) / 2) * (section.um_per_px or 1.0)).astype(np.float32)

@@ -1,0 +1,129 @@
+"""Trainable image trunks: uint8 windows in, feature tokens out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from histoweave import _optional
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PREFIXES = ("module.", "model.", "resnet.", "backbone.", "encoder.", "net.")  # wrappers that checkpoints come in
+
+
+class Trunk(nn.Module):
+    """A timm network without its head, over windows of bytes.
+
+    Windows stay bytes until they are on the device; there they are augmented (training only), scaled to [0, 1] and
+    normalised. The constructor downloads nothing: weights are random until `load`.
+
+    Parameters
+    ----------
+    name
+        Any timm architecture.
+    augment
+        In training, flip and rotate each window at random (all eight symmetries of the square alike).
+    init
+        Weights for `load`.
+
+    Attributes
+    ----------
+    width : int
+        Width of a token.
+    init : str
+        ``"random"`` or ``"given"``.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, *, augment: bool = True, init: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        timm = _optional.timm()
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models(), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"trunk {name!r} is unknown; expected the name of a timm architecture{hint}")
+        self.name, self.augment, self.init = name, augment, "random"
+        self.net = timm.create_model(name, pretrained=False, num_classes=0)
+        self.width: int = self.net.num_features
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        if init is not None:
+            self.load(init)
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Tokens (b, t, width) of windows (b, 3, h, w) uint8: cells of the last feature map, or patch tokens."""
+        x = random_symmetry(window) if self.training and self.augment else window
+        x = (x.float() / 255 - self.mean) / self.std
+        try:
+            features = self.net.forward_features(x.contiguous(memory_format=torch.channels_last))
+        except AssertionError as error:  # how timm says that an architecture is bound to a size
+            side = f"{x.shape[-2]} × {x.shape[-1]} px"
+            raise ValueError(f"trunk {self.name!r} does not take windows of {side}: {error}; change `out`") from error
+        if features.ndim == 3:
+            return features[:, getattr(self.net, "num_prefix_tokens", 0) :]
+        if features.shape[1] != self.width:  # some timm networks keep channels last
+            return features.flatten(1, 2)
+        return features.flatten(2).transpose(1, 2)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights, whatever wrapper prefix their names carry; heads and other surplus entries are ignored.
+
+        Raises
+        ------
+        ValueError
+            When an entry is missing or has another shape. Nothing is changed then.
+        """
+        own = self.net.state_dict()
+        given = {key if key in own else plain_key(key): value for key, value in state.items()}
+        wrong = [k for k, v in own.items() if k not in given and not k.endswith("num_batches_tracked")]
+        wrong += [
+            f"{k} {tuple(given[k].shape)}, not {tuple(v.shape)}"
+            for k, v in own.items()
+            if k in given and given[k].shape != v.shape
+        ]
+        if wrong:
+            raise ValueError(
+                f"the weights do not fit trunk {self.name!r}: {len(wrong)} of {len(own)} entries are missing or have "
+                f"another shape ({'; '.join(wrong[:3])}); give weights of this architecture"
+            )
+        self.net.load_state_dict({k: given.get(k, v) for k, v in own.items()})
+        self.init = "given"
+
+
+def plain_key(key: str) -> str:
+    """Name of an entry without wrapper prefixes, in the spelling of timm."""
+    while key.startswith(PREFIXES):
+        key = key.split(".", 1)[1]
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key)  # torchvision's DenseNet file: norm.1
+
+
+def random_symmetry(window: Tensor) -> Tensor:
+    """Each window (b, c, h, h) flipped left-right, flipped up-down and turned by 90°, each with probability 1/2."""
+    _check_square(window)
+    flip, flop, turn = torch.rand(3, len(window), 1, 1, 1, device=window.device) < 0.5
+    window = torch.where(flip, window.flip(-1), window)
+    window = torch.where(flop, window.flip(-2), window)
+    return torch.where(turn, window.rot90(1, (-2, -1)), window)
+
+
+def symmetries(window: Tensor) -> Iterator[Tensor]:
+    """The eight rotations and reflections of windows (b, c, h, h), one batch after the other."""
+    _check_square(window)
+    for turned in (window, window.rot90(1, (-2, -1))):
+        for flipped in (turned, turned.flip(-1)):
+            yield flipped
+            yield flipped.flip(-2)
+
+
+def _check_square(window: Tensor) -> None:
+    if window.shape[-1] != window.shape[-2]:
+        raise ValueError(
+            f"windows have shape {tuple(window.shape)}; expected squares (b, 3, h, h), because they are turned by 90°"
+        )

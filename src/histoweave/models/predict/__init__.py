@@ -1,0 +1,1 @@
+"""Histology → expression: one paper, one file."""

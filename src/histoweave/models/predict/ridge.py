@@ -1,0 +1,167 @@
+"""PCA + ridge regression on frozen embeddings: the floor that every deep model is shown against.
+
+In the coordinates of the principal components the Gram matrix is diagonal, so one eigendecomposition per fold gives the
+coefficients for every penalty and every gene: w(α) = V diag(1 / (λ + α)) Vᵀ Xᵀy. Normal equations are summed batch by
+batch in float64, one sum per inner fold, so that the training spots need not fit in memory and leaving a fold out is a
+subtraction.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from histoweave.batch import Batch, Card, Dims, FeedLike, Needs
+from histoweave.models._losses import masked_mse
+
+WALK = 4096  # spots per step when the feed is walked
+
+
+class Moments(NamedTuple):
+    """Sums over spots per inner fold k: n (k,), x (k, d), y (k, g), xx (k, d, d), xy (k, d, g)."""
+
+    n: Tensor
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+
+    def total(self) -> Moments:
+        """Over all folds, with a leading axis of 1."""
+        return Moments(*(part.sum(dim=0, keepdim=True) for part in self))
+
+    def without(self, k: int) -> Moments:
+        """Over all folds but one, with a leading axis of 1."""
+        return Moments(*(part.sum(dim=0, keepdim=True) - part[k : k + 1] for part in self))
+
+
+def solve(sums: Moments, alphas: Tensor, components: int, *, scale: bool = False) -> tuple[Tensor, Tensor]:
+    """Coefficients for every penalty (a, d, g) and intercepts (a, g), float64.
+
+    The penalty is scikit-learn's ``Ridge(alpha)`` on ``PCA(components)`` scores times the mean eigenvalue kept, so that
+    it does not depend on the scale or the number of spots; the intercept is not penalised.
+    """
+    n, x, y = sums.n[0], sums.x[0] / sums.n[0], sums.y[0] / sums.n[0]
+    gram = sums.xx[0] - n * torch.outer(x, x)  # (d, d)
+    cross = sums.xy[0] - n * torch.outer(x, y)  # (d, g)
+    sd = (gram.diagonal() / n).clamp(min=0).sqrt()
+    sd = torch.where(sd > 1e-9, sd, 1.0) if scale else torch.ones_like(sd)
+    values, vectors = torch.linalg.eigh(gram / torch.outer(sd, sd))
+    keep = min(components, len(values), max(int(n) - 1, 1))
+    values, vectors = values[-keep:].clamp(min=0), vectors[:, -keep:]  # (p,), (d, p)
+    projected = vectors.T @ (cross / sd[:, None])  # (p, g)
+    shrink = 1 / (values + alphas[:, None] * values.mean().clamp(min=1e-12))  # (a, p)
+    coef = torch.einsum("dp,ap,pg->adg", vectors, shrink, projected) / sd[:, None]
+    return coef, y - x @ coef
+
+
+class Ridge(nn.Module):
+    """PCA (at most `components`) and ridge on the spot's embedding, all genes at once.
+
+    The penalty with the smallest squared error over the inner folds is taken for all genes, then the model is fitted on
+    all training spots. ``cv_pcc`` keeps, per gene, the within-fold Pearson correlation of the out-of-fold predictions:
+    the gene ranks behind ``pcc_50``.
+    """
+
+    card: ClassVar[Card] = Card(title="PCA + ridge", citation="control", learns="closed-form", control=True)
+    scale: ClassVar[bool] = False  # whether inputs are divided by their training standard deviation
+
+    def __init__(self, dims: Dims, *, components: int = 256, alphas: tuple[float, ...] = ()) -> None:
+        super().__init__()
+        self.needs = Needs.EMB
+        self.components = components
+        self.alphas = tuple(alphas) or tuple(10.0 ** (e / 2) for e in range(-6, 9))
+        self.register_buffer("coef", torch.zeros(dims.emb, dims.genes))
+        self.register_buffer("intercept", torch.zeros(dims.genes))
+        self.register_buffer("cv_pcc", torch.full((dims.genes,), torch.nan))
+        self.register_buffer("alpha", torch.tensor(torch.nan))
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """What is regressed on (b, d)."""
+        assert batch.emb is not None
+        return batch.emb
+
+    def target(self, batch: Batch) -> Tensor:
+        """What is learnt (b, g)."""
+        return batch.y
+
+    def index(self, feed: FeedLike) -> None:
+        """Chooses the penalty over the inner folds and solves on all training spots."""
+        fold, k = feed.inner_fold(), int(feed.inner_fold().max()) + 1
+        alphas = torch.tensor(self.alphas, dtype=torch.float64)
+        sums = self._sums(feed, fold, k)
+        models = [solve(sums.without(i), alphas, self.components, scale=self.scale) for i in range(k)]
+        error, cv_pcc = self._out_of_fold(feed, fold, models)
+        best = int(error.argmin())
+        coef, intercept = solve(sums.total(), alphas[best : best + 1], self.components, scale=self.scale)
+        self.coef, self.intercept = coef[0].float(), intercept[0].float()
+        self.alpha, self.cv_pcc = alphas[best].float(), cv_pcc[best].float()
+
+    def _walk(self, feed: FeedLike, fold: Tensor) -> Any:
+        """Inputs (b, d), targets (b, g), float64, and fold (b,) of the spots that count."""
+        at = 0
+        for batch in feed.batches(WALK):
+            counts = batch.y_mask.all(dim=1)
+            here = fold[at : at + len(batch)]
+            at += len(batch)
+            yield self.inputs(batch)[counts].double(), self.target(batch)[counts].double(), here[counts]
+
+    def _sums(self, feed: FeedLike, fold: Tensor, k: int) -> Moments:
+        sums: Moments | None = None
+        for x, y, here in self._walk(feed, fold):
+            parts = [(x[here == i], y[here == i]) for i in range(k)]
+            new = Moments(
+                torch.tensor([float(len(a)) for a, _ in parts], dtype=torch.float64),
+                torch.stack([a.sum(dim=0) for a, _ in parts]), torch.stack([b.sum(dim=0) for _, b in parts]),
+                torch.stack([a.T @ a for a, _ in parts]), torch.stack([a.T @ b for a, b in parts]),
+            )
+            sums = new if sums is None else Moments(*(old + add for old, add in zip(sums, new, strict=True)))
+        if sums is None or sums.n.sum() < 2:
+            raise ValueError("fewer than 2 training spots have counts in the panel; nothing can be fitted")
+        return sums
+
+    def _out_of_fold(self, feed: FeedLike, fold: Tensor, models: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Squared error per penalty (a,), and Pearson within folds averaged over them, per penalty and gene (a, g)."""
+        shape = (len(models), *models[0][1].shape)  # (k, a, g)
+        n = torch.zeros(len(models), dtype=torch.float64)
+        sums = {key: torch.zeros(shape, dtype=torch.float64) for key in ("p", "y", "pp", "yy", "py")}
+        for x, y, here in self._walk(feed, fold):
+            for i, (coef, intercept) in enumerate(models):
+                truth = y[here == i]
+                p = torch.einsum("bd,adg->abg", x[here == i], coef) + intercept[:, None]
+                n[i] += len(truth)
+                for key, value in (("p", p), ("y", truth[None]), ("pp", p * p), ("yy", truth[None] ** 2), ("py", p * truth)):
+                    sums[key][i] += value.sum(dim=1)
+        error = (sums["pp"] - 2 * sums["py"] + sums["yy"]).sum(dim=(0, 2))
+        m = n[:, None, None].clamp(min=1)
+        cov = sums["py"] - sums["p"] * sums["y"] / m
+        var = (sums["pp"] - sums["p"] ** 2 / m).clamp(min=0) * (sums["yy"] - sums["y"] ** 2 / m).clamp(min=0)
+        return error, (cov / var.sqrt().clamp(min=1e-12)).mean(dim=0)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Predictions (b, g)."""
+        return self.inputs(batch) @ self.coef + self.intercept
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Masked MSE, for reports."""
+        value = masked_mse(self(batch), batch.y, batch.y_mask)
+        return value, {"mse": value}
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        """Few components, three penalties."""
+        return {"components": 8, "alphas": (1e-3, 1e-1, 10.0)}
+
+
+class Shuffled(Ridge):
+    """Ridge on expression shuffled over the training spots: a pipeline that scores above 0 with it leaks."""
+
+    card: ClassVar[Card] = Card(title="Ridge on shuffled expression", citation="control", learns="closed-form",
+                                control=True)
+
+    def target(self, batch: Batch) -> Tensor:
+        """The targets of other spots of the batch (b, g), in an order fixed by the batch size."""
+        order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(len(batch)))
+        return batch.y[order.to(batch.y.device)]

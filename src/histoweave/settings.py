@@ -1,0 +1,117 @@
+"""The settings of every command as dataclasses: a field is a flag of the command line and an argument in Python."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histoweave.data.image import Window
+from histoweave.data.section import Cohort
+from histoweave.data.store import Store
+from histoweave.pp.counts import Target
+
+if TYPE_CHECKING:
+    from histoweave.view import View
+
+
+def flag(default: Any, help: str) -> Any:
+    """A field with its help text."""
+    if isinstance(default, (list, dict)):
+        raise TypeError("settings are immutable; use a tuple")
+    return field(default=default, metadata={"help": help})
+
+
+def choose_sections(cohort: Cohort, sections: str) -> Cohort:
+    """``all``, ``with-image``, or ids joined by commas."""
+    if sections == "all":
+        return cohort
+    if sections == "with-image":
+        kept = cohort.with_image()
+        if not len(kept):
+            raise ValueError("no section of the cohort has an image")
+        return kept
+    return cohort.subset(part.strip() for part in sections.split(","))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """How sections are looked at."""
+
+    target: str = flag("triplex-paper", "what is predicted: a preset, with changes in brackets")
+    panel: str = flag("top-mean:250", "which genes: top-mean:N, rank-sum:N, hvg:N, moran:N or list:A,B")
+    encoder: str = flag("efficientnet-lite0", "frozen encoder; see `histoweave encoders`")
+    weights: str | None = flag(None, "local file of the encoder's weights")
+    dtype: str = flag("fp32", "arithmetic of the encoder: fp32 or bf16")
+    window_um: float = flag(112.0, "side of the window around a spot in µm")
+    window_px: int | None = flag(None, "side in native pixels instead, as papers have it")
+    out_px: int = flag(224, "side in pixels handed to the encoder")
+    standardize: str = flag("train", "scale embeddings by train, section (transductive), both or none")
+
+    def view(self) -> View:
+        """The view that these settings describe."""
+        from histoweave.view import View  # not at the top: the command line answers --help without loading torch
+
+        window = Window(px=self.window_px, out=self.out_px) if self.window_px else Window(um=self.window_um, out=self.out_px)
+        return View(target=Target.parse(self.target), panel=self.panel, encoder=self.encoder, weights=self.weights,
+                    dtype=self.dtype, window=window, standardize=self.standardize)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(ViewSettings):
+    """How and where it is computed."""
+
+    sections: str = flag("all", "all, with-image, or section ids joined by commas")
+    recipe: str = flag("cpu", "training recipe: paper, cpu or tiny")
+    store: str | None = flag(None, "folder of embeddings; default $HISTOWEAVE_STORE or ~/.cache/histoweave")
+    device: str = flag("cpu", "cpu or cuda")
+    threads: int | None = flag(None, "threads of torch; default: all cores")
+
+    def open_store(self) -> Store:
+        """The store of embeddings."""
+        return Store(self.store or os.environ.get("HISTOWEAVE_STORE") or Path.home() / ".cache" / "histoweave")
+
+    def set_threads(self) -> None:
+        """Applies `threads`."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings(RunSettings):
+    """A benchmark."""
+
+    models: str = flag("mean,ridge,knn,stnet,triplex", "models joined by commas, arguments in brackets")
+    controls: str = flag("mean,ridge,knn,shuffled", "controls added to every table")
+    split: str = flag("leave-one-patient-out", "leave-one-patient-out, or k-fold:K of patients")
+    protocol: str = flag("strict", "strict; or paper: panel from all sections, epoch chosen on the test fold")
+    seeds: int = flag(1, "number of seeds of the models that are trained by gradient")
+    ensemble: int = flag(0, "0: one fit on all training patients; K: mean of K fits")
+    max_hours: float = flag(12.0, "refuse to start if the plan takes longer")
+    name: str | None = flag(None, "name of the benchmark in its tables")
+    resume: bool = flag(True, "take finished cells of the output folder as they are; otherwise they must not be there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings(RunSettings):
+    """Fitting a model on all sections of a cohort."""
+
+    model: str = flag("triplex", "model, with arguments in brackets")
+    seed: int = flag(0, "seed")
+    cv: int = flag(0, "folds of cross-validation for the expected accuracy per gene; 0: none")
+    from_bench: str | None = flag(None, "take the expected accuracy per gene from this run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """Prediction on a slide without counts."""
+
+    mpp: float | None = flag(None, "µm per px of the slide, where the file does not say")
+    pitch: float | None = flag(None, "distance between tiles in µm; default: as in training")
+    min_tissue: float = flag(0.5, "fraction of a tile that must be tissue")
+    weights: str | None = flag(None, "local file of the encoder's weights")
+    store: str | None = flag(None, "folder of embeddings; default $HISTOWEAVE_STORE or ~/.cache/histoweave")
+    device: str = flag("cpu", "cpu or cuda")

@@ -1,0 +1,269 @@
+"""`Predictor`: what the benchmark and the user see; `Learner` makes every model in the table one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData, concat
+from torch import nn
+
+from histoweave import _keys as K
+from histoweave.batch import Dims, Needs
+from histoweave.data.section import PITCH_UM, Cohort, Section
+from histoweave.data.store import Store
+from histoweave.embed import encoder_card
+from histoweave.feed import Feed, dense_rc
+from histoweave.models import card_of, create, needs_of, parse
+from histoweave.pp.genes import GenePanel
+from histoweave.pp.lattice import pitch
+from histoweave.train.loop import History, Progress, fit, predictions
+from histoweave.train.regions import regions
+from histoweave.train.recipe import Recipe, load_recipe
+from histoweave.train.saved import read_folder, write_folder
+from histoweave.view import Features, FittedView, View
+
+CHUNK = 4096  # spots predicted at a time by models that look at each spot alone
+HALO = 5  # lattice steps
+_IMAGE = Needs.WINDOW | Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
+
+
+class Predictor(Protocol):
+    """Fits on a training cohort and predicts for another one."""
+
+    def fit(self, train: Cohort, val: Cohort | None = None) -> Self:
+        """Learns from the training cohort; `val` decides when to stop, else the inner split of `train` does."""
+        ...
+
+    def predict(self, cohort: Cohort) -> AnnData:
+        """``X``: predictions (n, g) in the units given in ``uns["histoweave"]``."""
+        ...
+
+
+class Learner:
+    """A model of the table as a `Predictor`.
+
+    Parameters
+    ----------
+    model
+        Name, with arguments in brackets: ``triplex[fusion=sum]``.
+    view
+        How cohorts are looked at.
+    store
+        Where embeddings are kept.
+    recipe
+        Name of a recipe of the model, or a `Recipe`.
+    checkpoint
+        Folder in which a killed training finds its state again.
+    progress
+        Called as ``progress(done, total, label)``.
+    """
+
+    def __init__(
+        self, model: str, view: View, store: Store, *, recipe: str | Recipe = "cpu", seed: int = 0, device: str = "cpu",
+        checkpoint: Path | None = None, progress: Progress | None = None,
+    ) -> None:
+        self.model = model
+        self.name, given = parse(model)
+        self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(self.name, recipe)
+        self.args = self.recipe.args | given
+        self.view, self.store, self.seed, self.device = view, store, seed, device
+        self.checkpoint, self.progress = checkpoint, progress
+        self.needs = needs_of(self.name, self.args)
+        self.fitted: FittedView | None = None
+        self.module: nn.Module | None = None
+        self.history = History()
+        self.rung = "none"
+        self.expected: pd.DataFrame | None = None  # accuracy per gene seen in cross-validation
+        self.expected_note = "not measured: fit with cross-validation or take it from a benchmark"
+        self.max_context = CHUNK  # spots looked at together: the largest training section
+        self.spacing: dict[str, Any] = {}
+
+    def fit(self, train: Cohort, val: Cohort | None = None) -> Self:
+        """Learns panel, statistics and weights from the training cohort.
+
+        Raises
+        ------
+        ValueError
+            Sections without an image for a model that looks at one; no counts.
+        """
+        self._check_images(train)
+        features = self._embed(train)
+        self.fitted = self.view.fit(train, features)
+        self.max_context = max(section.n for section in train)
+        self.spacing = _spacing(train)
+        feed = Feed(self.fitted, train, features, self.needs, device=self.device)
+        torch.manual_seed(self.seed)
+        self.module = self._build(feed.width)
+        learns = card_of(self.name).learns
+        if learns != "gradient":
+            self.rung = feed.inner.rung if learns != "none" and len(train) else "none"
+            self.module.index(feed)  # type: ignore[operator]
+            self.module.eval()
+            return self
+        if val is None:
+            self.rung = feed.inner.rung
+            held = torch.from_numpy(feed.inner.fold == 0)
+            part, stop = feed.only(~held), feed.only(held)
+        else:
+            self.rung = "given"
+            part, stop = feed, self._feed(val)
+        if hasattr(self.module, "index"):
+            self.module.index(part)  # type: ignore[operator]
+        self.history = fit(self.module, part, stop, self.recipe, seed=self.seed, checkpoint=self.checkpoint,
+                           progress=self.progress)
+        return self
+
+    def predict(self, cohort: Cohort) -> AnnData:
+        """Predictions for every spot, counts or not: ``X`` (n, g) float32, ``obsm["spatial"]``, section and patient."""
+        parts = [table for section in cohort for table in self.stream(section)]
+        made = concat(parts, join="inner")
+        made.uns[K.UNS] = parts[0].uns[K.UNS]
+        made.var = parts[0].var
+        return made
+
+    def stream(self, section: Section) -> Iterator[AnnData]:
+        """Predictions of one section, region by region; together they hold every spot once.
+
+        Models that look at all spots at once get regions of at most `max_context` spots with a halo, the others any
+        number of spots, so that memory does not grow with the section.
+        """
+        fitted, module = self._ready()
+        self._check_images(Cohort([section]))
+        features = self._embed(Cohort([section]))
+        rc = dense_rc(section)
+        together = bool(self.needs & (Needs.POOL | Needs.WHOLE_SECTION | Needs.NBR))
+        at_most = self.max_context if together else max(CHUNK, self.max_context)
+        cut = [(np.arange(section.n), np.ones(section.n, dtype=bool))]
+        if section.n > at_most:
+            cut = list(regions(rc, at_most, halo=HALO if together or Needs.CTX_EXPR in self.needs else 0))
+        for rows, core in cut:
+            part = section if len(rows) == section.n else section.with_spots(section.spots[rows].copy())
+            taken = {id: found.take(rows) for id, found in features.items()} if part is not section else features
+            feed = Feed(fitted, Cohort([part]), taken, self.needs, device=self.device)
+            with torch.no_grad():
+                made, *_ = predictions(module, feed, self.recipe.batch)
+            yield self._table(part, made.cpu().numpy(), core)
+
+    def _table(self, section: Section, made: np.ndarray, core: np.ndarray) -> AnnData:
+        """The predictions of a section's core spots as AnnData."""
+        assert self.fitted is not None
+        keep = [c for c in (K.ROW, K.COL) if c in section.spots.obs]
+        obs = section.spots.obs[keep].copy()
+        obs.index = pd.Index(section.id + "/" + section.spots.obs_names.astype(str), dtype=object)
+        obs[K.SECTION], obs[K.PATIENT] = section.id, section.patient
+        out = AnnData(X=made[core], obs=obs[core], var=self.var(), obsm={K.SPATIAL: section.xy[core]})
+        out.uns[K.UNS] = {"units": self.fitted.view.target.units, "card": json.dumps(self.describe(), sort_keys=True)}
+        return out
+
+    def var(self) -> pd.DataFrame:
+        """The genes, with the accuracy that was seen in cross-validation: mean PCC, its sd over patients, and their number."""
+        assert self.fitted is not None
+        var = pd.DataFrame(index=pd.Index(list(self.fitted.genes.genes), dtype=object))
+        seen = self.expected if self.expected is not None else pd.DataFrame(columns=[K.CV_PCC, K.CV_PCC_SD, K.CV_PCC_N])
+        return var.join(seen.astype(float))
+
+    def describe(self) -> dict[str, Any]:
+        """What made these predictions: model, recipe, view, encoder with its licence, training patients."""
+        fitted, module = self._ready()
+        card = card_of(self.name)
+        uses_encoder = bool(self.needs & (_IMAGE & ~Needs.WINDOW))
+        return {
+            "model": self.model, "name": self.name, "args": self.args, "recipe": self.recipe.to_dict(),
+            "seed": self.seed, "citation": card.citation, "view": fitted.view.to_dict(),
+            "panel": fitted.genes.to_dict(), "panel_digest": fitted.genes.digest,
+            "trained_on": list(fitted.trained_on), "inner_split": self.rung,
+            "encoder": encoder_card(fitted.view.encoder).to_dict() if uses_encoder else None,
+            "max_context": self.max_context, "spacing": self.spacing, "expected_accuracy": self.expected_note,
+            "parameters": sum(p.numel() for p in module.parameters()), "units": fitted.view.target.units,
+        }
+
+    def save(self, dir: str | Path) -> None:
+        """Writes a folder of safetensors and JSON, whole or not at all; `load_predictor` reads it."""
+        fitted, module = self._ready()
+        tensors = {f"module/{key}": value for key, value in module.state_dict().items()}
+        for key in ("shift", "scale"):
+            if getattr(fitted, key) is not None:
+                tensors[f"view/{key}"] = torch.from_numpy(getattr(fitted, key))
+        write_folder(Path(dir), self.describe(), tensors, self.expected)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _ready(self) -> tuple[FittedView, nn.Module]:
+        if self.fitted is None or self.module is None:
+            raise ValueError(f"model {self.model!r} was not fitted; call fit(cohort) or load_predictor(folder) first")
+        return self.fitted, self.module
+
+    def _feed(self, cohort: Cohort) -> Feed:
+        fitted, _ = self._ready()
+        self._check_images(cohort)
+        return Feed(fitted, cohort, self._embed(cohort), self.needs, device=self.device)
+
+    def _embed(self, cohort: Cohort) -> Features:
+        return self.view.embed(cohort, self.needs, self.store, device=self.device, progress=self.progress)
+
+    def _build(self, width: int) -> nn.Module:
+        assert self.fitted is not None
+        dims = Dims(genes=len(self.fitted.genes.genes), emb=width)
+        return create(self.name, dims, **self.args).to(self.device)  # type: ignore[attr-defined]
+
+    def _check_images(self, cohort: Cohort) -> None:
+        bare = [section.id for section in cohort if section.image is None]
+        if bare and self.needs & _IMAGE:
+            raise ValueError(f"model {self.name!r} looks at images, and {len(bare)} of {len(cohort)} sections have none "
+                             f"({', '.join(bare[:8])}). Use the others only: `--sections with-image`, or "
+                             "`cohort.with_image()`")
+
+
+def _spacing(train: Cohort) -> dict[str, Any]:
+    """Platform and centre-to-centre distance in µm of the training spots: how a slide without spots is tiled."""
+    platforms = [section.platform for section in train]
+    platform = max(dict.fromkeys(platforms), key=platforms.count)
+    measured = [pitch(s.xy) * s.um_per_px for s in train if s.platform == platform and s.um_per_px and s.n > 1]
+    known = PITCH_UM.get(platform)
+    return {"platform": platform, "pitch_um": known or (float(np.median(measured)) if measured else None)}
+
+
+def load_predictor(
+    dir: str | Path, store: Store, *, device: str = "cpu", weights: str | None = None, progress: Progress | None = None
+) -> Learner:
+    """The predictor that `Learner.save` wrote.
+
+    Parameters
+    ----------
+    weights
+        Local file of the encoder's weights, where it moved since the model was fitted.
+    """
+    card, tensors, accuracy = read_folder(Path(dir))
+    panel = GenePanel.from_dict(card["panel"])
+    view = View.from_dict(card["view"], panel)
+    if weights is not None:
+        view = replace(view, weights=weights)
+    learner = Learner(card["model"], view, store, recipe=Recipe(**card["recipe"]), seed=card["seed"], device=device,
+                      progress=progress)
+    learner.rung, learner.expected, learner.expected_note = card["inner_split"], accuracy, card["expected_accuracy"]
+    learner.max_context, learner.spacing = card["max_context"], card["spacing"]
+    kept: dict[str, np.ndarray] = {key: tensors[f"view/{key}"].numpy() for key in ("shift", "scale")
+                                   if f"view/{key}" in tensors}
+    learner.fitted = FittedView(view=view, genes=panel, trained_on=tuple(card["trained_on"]), **kept)
+    state = {key.removeprefix("module/"): value for key, value in tensors.items() if key.startswith("module/")}
+    width = encoder_card(view.encoder).dim if card["encoder"] else 0
+    learner.module = learner._build(width)
+    _fit_buffers(learner.module, state)
+    learner.module.load_state_dict(state)
+    learner.module.to(device).eval()
+    return learner
+
+
+def _fit_buffers(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Buffers that were sized in `index` (reference banks) take the saved size."""
+    for key, buffer in dict(module.named_buffers()).items():
+        if key in state and state[key].shape != buffer.shape:
+            parent, _, name = key.rpartition(".")
+            setattr(module.get_submodule(parent), name, torch.empty_like(state[key]))
