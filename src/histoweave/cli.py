@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -109,6 +109,11 @@ def show(table: Any, title: str) -> None:
     console.print(drawn)
 
 
+def _which(sections: str) -> Any:
+    """What a reader needs to open: it leaves the other sections alone."""
+    return sections if sections in ("all", "with-image") else [part.strip() for part in sections.split(",")]
+
+
 Cohorts = Annotated[str, typer.Argument(help="folder, samples.csv or .h5ad of the cohort")]
 
 
@@ -132,7 +137,7 @@ def bench(
         if missing:
             say(f"{len(missing)} training genes are not in the test cohort: {', '.join(missing[:8])} …")
     elif cohort and not (train or test):
-        joined = read_cohort(cohort)
+        joined = read_cohort(cohort, sections=_which(settings.sections))
     else:
         raise ValueError("give either one COHORT, or both --train and --test")
     with Bar() as bar:
@@ -149,7 +154,7 @@ def fit(cohort: Cohorts, out: Annotated[Path, typer.Option(help="folder of the m
     from histoweave.data.io import read_cohort
 
     with Bar() as bar:
-        commands.fit(read_cohort(cohort), out, settings, say=say, progress=bar)
+        commands.fit(read_cohort(cohort, sections=_which(settings.sections)), out, settings, say=say, progress=bar)
 
 
 @app.command()
@@ -178,7 +183,7 @@ def embed(cohort: Cohorts, context: Annotated[bool, typer.Option(help="also the 
     from histoweave.settings import choose_sections
 
     settings.set_threads()
-    chosen = choose_sections(read_cohort(cohort), settings.sections)
+    chosen = choose_sections(read_cohort(cohort, sections=_which(settings.sections)), settings.sections)
     needs = Needs.EMB | (Needs.CTX_EMB if context else Needs.NONE)
     with Bar() as bar:
         features = settings.view().embed(chosen, needs, settings.open_store(), device=settings.device, progress=bar)
@@ -238,9 +243,9 @@ def _add_data_commands() -> None:
     @data.command("list")
     def list_rows(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
         """List the catalog."""
-        from histoweave.data.catalog import list_datasets
+        from histoweave.data.catalog import datasets
 
-        _print_table([row.to_dict() for row in list_datasets()], as_json, "datasets",
+        _print_table([asdict(row) for row in datasets()], as_json, "datasets",
                      ("name", "format", "patients", "sections", "licence", "citation"))
 
     @data.command("fetch")

@@ -16,7 +16,7 @@ from histoweave.batch import Needs
 from histoweave.data.image import Window
 from histoweave.data.section import Cohort, Section
 from histoweave.data.store import Store
-from histoweave.embed import SectionFeatures, create_encoder, embed
+from histoweave.embed import Encoder, SectionFeatures, create_encoder, embed
 from histoweave.pp.counts import Target
 from histoweave.pp.genes import GenePanel, select_panel
 from histoweave.pp.lattice import derive_array, lattice
@@ -53,13 +53,17 @@ class View:
     among: tuple[str, ...] | None = None
     encoder: str = "efficientnet-lite0"
     weights: str | None = None
-    dtype: str = "fp32"
+    dtype: Literal["fp32", "bf16"] = "fp32"
     window: Window = field(default_factory=lambda: Window(um=112))
     standardize: Standardize = "train"
 
     def __post_init__(self) -> None:
         if self.standardize not in ("none", "train", "section", "both"):
             raise ValueError(f"standardize={self.standardize!r}; expected 'none', 'train', 'section' or 'both'")
+
+    def make_encoder(self, device: str = "cpu") -> Encoder:
+        """The view's encoder, for windows of the view's size."""
+        return create_encoder(self.encoder, weights=self.weights, dtype=self.dtype, device=device, px=self.window.out)
 
     def embed(
         self, cohort: Cohort, needs: Needs, store: Store, *, device: str = "cpu",
@@ -68,7 +72,7 @@ class View:
         """Embeddings and windows of the cohort, as far as a model needs them; from the store where they are there."""
         if not needs & (Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.WINDOW | Needs.SEQ):
             return {}
-        encoder = create_encoder(self.encoder, weights=self.weights, dtype=self.dtype, device=device)
+        encoder = self.make_encoder(device)
         context = CONTEXT if Needs.CTX_EMB in needs else 0
         return embed(cohort, encoder, store, window=self.window, context=context, pixels=Needs.WINDOW in needs,
                      device=device, progress=progress)

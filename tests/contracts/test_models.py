@@ -176,13 +176,13 @@ def test_sixteen_spots_can_be_learnt_by_heart(name: str, small: Phantom, view: V
         optimizer.zero_grad()
         module.loss(batch)[0].backward()
         optimizer.step()
-        if error(module, batch) < 0.05 * spread:
+        if error(module, batch) < 0.1 * spread:
             break
-    assert error(module, batch) < 0.05 * spread
+    assert error(module, batch) < 0.1 * spread
 
 
 def error(module: nn.Module, batch: Batch) -> float:
-    """Squared error in training mode, where normalisation uses the batch itself."""
+    """Squared error in training mode: normalisation uses the batch, and trunks see turned windows, so it stays above 0."""
     with torch.no_grad():
         out: Tensor = module(batch)
     return float(((out - batch.y) ** 2).mean())

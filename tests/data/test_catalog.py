@@ -1,4 +1,4 @@
-"""The catalog and the suites: rows that are complete, folds that are the published ones, and fetching without a network."""
+"""The catalog and the suites: complete rows, the published folds and values, and fetching without a network."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from tests.data import fixtures as fx
 from histoweave.data import catalog
 from histoweave.data.catalog import DatasetNotFound, UnknownDataset
 from histoweave.data.phantom import phantom_like
+from histoweave.data.section import Cohort, make_section
 from histoweave.data.split import from_table
 from histoweave.pp.counts import PRESETS
 
+MODELS = ["bleep", "egn", "gem", "hist2st", "histogene", "nem", "stnet", "tem", "triplex"]
 SUITES = tomllib.loads(resources.files("histoweave.bench").joinpath("suites.toml").read_text(encoding="utf-8"))
 
 
@@ -51,7 +53,7 @@ def test_folds_of_st_net_are_those_of_scikit_learn() -> None:
     folds = KFold(8, shuffle=True, random_state=2021).split(patients)
     assert [sorted(patients[test]) for _, test in folds] == [sorted(fold) for fold in row.folds]
     assert SUITES["triplex-bc2"]["test_patients"] == row.fold_table
-    assert sorted(sum(row.fold_table.values(), [])) == sorted(row.patients)
+    assert sorted(patient for fold in row.folds for patient in fold) == sorted(row.patients)
 
 
 def test_unknown_name() -> None:
@@ -80,7 +82,7 @@ def test_find_and_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_load_takes_the_patients_of_the_catalog(tmp_path: Path) -> None:
-    for id in ("V1_Breast_Cancer_Block_A_Section_1", "V1_Breast_Cancer_Block_A_Section_2", "Visium_Human_Breast_Cancer"):
+    for id in catalog.dataset("visium-breast").patient_of:
         fx.write_visium(tmp_path / "visium-breast" / id, prefix=f"{id}_")
     cohort = catalog.load("visium-breast", tmp_path)
     assert cohort.patients == catalog.dataset("visium-breast").patients
@@ -170,7 +172,7 @@ def test_suites_are_complete() -> None:
         assert suite["target"] in PRESETS
         assert suite["split"] == row.split
         assert suite["folds"] == (len(row.folds) or len(row.patients))
-        assert set(suite["published"]) == {"stnet", "egn", "bleep", "tem", "nem", "histogene", "gem", "hist2st", "triplex"}
+        assert sorted(suite["published"]) == MODELS
         for model, values in suite["published"].items():
             assert {"mse", "pcc_m", "pcc_h_paper"} <= set(values), model
             for metric in ("mse", "pcc_m", "pcc_h_paper"):
@@ -182,20 +184,29 @@ def test_suites_are_complete() -> None:
 
 def test_published_values_agree_with_statements_of_the_paper() -> None:
     """The text quotes gains of TRIPLEX over EGN, and the mean over Visium: another place than the tables."""
-    for name, gains in (("triplex-bc1", (0.117, 0.169)), ("triplex-bc2", (0.095, 0.149)), ("triplex-scc", (0.093, 0.102))):
-        ours, egn = SUITES[name]["published"]["triplex"], SUITES[name]["published"]["egn"]
+    for name, gains in (("bc1", (0.117, 0.169)), ("bc2", (0.095, 0.149)), ("scc", (0.093, 0.102))):
+        published = SUITES[f"triplex-{name}"]["published"]
+        ours, egn = published["triplex"], published["egn"]
         assert ours["pcc_m"][0] - egn["pcc_m"][0] == pytest.approx(gains[0], abs=1e-9)
         assert ours["pcc_h_paper"][0] - egn["pcc_h_paper"][0] == pytest.approx(gains[1], abs=1e-9)
     visium = SUITES["triplex-visium"]["published_sections"]["triplex"]["pcc_h_paper"]
     assert np.mean(visium) == pytest.approx(0.293, abs=5e-4)
 
 
-@pytest.mark.parametrize("name", ["triplex-bc1", "triplex-bc2", "triplex-scc"])
-def test_phantoms_have_the_patients_of_the_suite(name: str) -> None:
-    row = catalog.dataset(SUITES[name]["dataset"])
-    cohort = phantom_like(SUITES[name]["phantom"], spots=(2, 2)).cohort
+def test_the_folds_split_sections_with_the_patients_of_the_catalog() -> None:
+    row = catalog.dataset("stnet")
+    cohort = Cohort(
+        make_section(id=f"{patient}_{i}", patient=patient, counts=np.ones((2, 1)), genes=["G"], xy=[[0, 0], [9, 9]],
+                     platform="st", um_per_px=1.0)
+        for patient in row.patients for i in (1, 2)
+    )
+    splits = from_table(cohort, row.fold_table)
+    assert [len(split.test) for split in splits] == [2 * len(fold) for fold in row.folds]
+
+
+def test_a_phantom_has_the_patients_of_its_suite() -> None:
+    suite = SUITES["triplex-scc"]  # the smallest; the shapes of all are tested with the phantom
+    row = catalog.dataset(suite["dataset"])
+    cohort = phantom_like(suite["phantom"], spots=(4, 4)).cohort
     assert cohort.patients == row.patients
     assert len(cohort) == row.sections
-    if row.folds:
-        splits = from_table(cohort, row.fold_table)
-        assert [len(split.test) for split in splits] == [sum(s.patient in fold for s in cohort) for fold in row.folds]

@@ -86,7 +86,7 @@ def test_samples_spot_file_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "line", "message"),
     [
-        ("id,pateint,path", "a,p,x.h5ad", r"unknown columns 'pateint' \(did you mean 'patient'\?\); missing columns 'patient'"),
+        ("id,pateint,path", "a,p,x.h5ad", r"'pateint' \(did you mean 'patient'\?\); missing columns 'patient'"),
         ("id,path", "a,x.h5ad", "missing columns 'patient'"),
         ("id,patient,path,platform", "a,p,c.h5ad,Visum", "line 2: platform 'Visum' is unknown; did you mean 'visium'"),
         ("id,patient,path", "a,,c.h5ad", "line 2: 'patient' is empty"),
@@ -116,12 +116,12 @@ def test_samples_missing_files(tmp_path: Path) -> None:
 
 def test_what_is_not_recognised(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(SectionError, match="is not recognised. Expected a samples.csv"):
+    with pytest.raises(SectionError, match=r"is not recognised\. Expected a samples\.csv"):
         read_cohort(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is nothing at"):
         read_cohort(tmp_path / "none")
 
 
 def test_readers_do_not_import_torch() -> None:
-    code = "import sys, histoweave.data.io, histoweave.data.catalog; sys.exit('torch' in sys.modules or 'pooch' in sys.modules)"
+    code = "import sys, histoweave.data.catalog; sys.exit(bool({'torch', 'pooch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -45,7 +45,8 @@ def test_square_lattice_and_cells(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "uns",
-    [{"um_per_px": 0.425}, {"histoweave": {"um_per_px": 0.425}}, {"spatial": {"lib": {"scalefactors": {"microns_per_pixel": 0.425}}}},
+    [{"um_per_px": 0.425}, {"histoweave": {"um_per_px": 0.425}},
+     {"spatial": {"lib": {"scalefactors": {"microns_per_pixel": 0.425}}}},
      {"spatial": {"lib": {"metadata": {"pixel_size_um_estimated": 0.425}}}}],
 )
 def test_scale_of_the_file(tmp_path: Path, uns: dict) -> None:
@@ -63,7 +64,7 @@ def test_unknown_scale(tmp_path: Path) -> None:
     path = write(tmp_path, table)
     assert read_h5ad(path, patient="p").um_per_px is None
     image = fx.write_image(tmp_path / "i.png", (70, 70))
-    with pytest.raises(SectionError, match="µm per px of its image is unknown.*um_per_px="):
+    with pytest.raises(SectionError, match=r"µm per px of its image is unknown.*um_per_px="):
         read_h5ad(path, image, patient="p")
 
 

@@ -27,7 +27,8 @@ def check(section: Section, truth: fx.Truth) -> None:
 
 @pytest.mark.parametrize("layout", ["her2st", "github", "zenodo", "geo"])
 def test_layouts(tmp_path: Path, layout: str) -> None:
-    ids = {"P2_ST_rep1": True, "P2_ST_rep2": False, "P10_ST_rep1": True} if layout == "geo" else {"A1": True, "A2": False, "B1": True}
+    names = ("P2_ST_rep1", "P2_ST_rep2", "P10_ST_rep1") if layout == "geo" else ("A1", "A2", "B1")
+    ids = dict(zip(names, (True, False, True), strict=True))
     truths = fx.write_st_folder(tmp_path, ids, layout)
     assert recognise(tmp_path) == "st"
     cohort = read_cohort(tmp_path)
@@ -41,7 +42,8 @@ def test_layouts(tmp_path: Path, layout: str) -> None:
 
 def test_scale_survives_rotation_reflection_and_outliers() -> None:
     rng = np.random.default_rng(0)
-    array_xy = np.stack(np.meshgrid(np.arange(12), np.arange(9)), axis=-1).reshape(-1, 2) + rng.normal(0, 0.03, (108, 2))
+    lattice = np.stack(np.meshgrid(np.arange(12), np.arange(9)), axis=-1).reshape(-1, 2)
+    array_xy = lattice + rng.normal(0, 0.03, lattice.shape)
     turn = np.array([[np.cos(2.0), -np.sin(2.0)], [np.sin(2.0), np.cos(2.0)]]) @ np.diag([1, -1])
     xy = array_xy @ turn.T * 290.0 + 4000.0
     assert _lattice.um_per_px(array_xy, xy, "st", id="s") == pytest.approx(200 / 290, rel=1e-9)
@@ -53,7 +55,7 @@ def test_scale_refuses_what_is_no_lattice() -> None:
     array_xy = np.stack(np.meshgrid(np.arange(6), np.arange(6)), axis=-1).reshape(-1, 2)
     with pytest.raises(SectionError, match="do not agree"):
         _lattice.um_per_px(array_xy, np.random.default_rng(0).uniform(0, 100, (36, 2)), "st", id="s")
-    with pytest.raises(SectionError, match="on one line.*um_per_px="):
+    with pytest.raises(SectionError, match=r"on one line.*um_per_px="):
         _lattice.um_per_px(array_xy[:6], array_xy[:6] * 10.0, "st", id="s")
 
 
@@ -103,7 +105,8 @@ def test_tables_that_do_not_join(tmp_path: Path) -> None:
     counts = fx.write_counts(tmp_path / "A1.tsv", truth)
     truth.array_xy += 100
     spots = fx.write_selection(tmp_path / "A1_selection.tsv", truth)
-    with pytest.raises(SectionError, match=r"only 0 of 48 rows .* 48 spots .* counts have '\d+x\d+'.*spot file '10\d+x1\d+'"):
+    keys = r"counts have '\d+x\d+'.*spot file '10\d+x1\d+'"
+    with pytest.raises(SectionError, match=rf"only 0 of 48 rows .* 48 spots .* {keys}"):
         read_st_section(counts, spots)
 
 
@@ -114,7 +117,7 @@ def test_tables_that_do_not_join(tmp_path: Path) -> None:
         (lambda t: t.keys.__setitem__(5, t.keys[4]), r"duplicate spot names '\d+x\d+'"),
         (lambda t: t.counts.__setitem__((3, 0), -1), "1 counts are negative"),
         (lambda t: t.xy.__setitem__((2, 0), 500.0), "outside the image of 90 × 110 px"),
-        (lambda t: t.xy.__setitem__((2, 0), np.nan), "without a finite position|not finite|NaN"),
+        (lambda t: t.xy.__setitem__((2, 0), np.nan), "without a finite position"),
     ],
 )
 def test_content_is_checked(tmp_path: Path, change, message: str) -> None:
@@ -130,19 +133,24 @@ def test_content_is_checked(tmp_path: Path, change, message: str) -> None:
 def test_a_spot_without_counts_is_kept(tmp_path: Path) -> None:
     truth = fx.st_truth()
     truth.counts[4] = 0
-    section = read_st_section(fx.write_counts(tmp_path / "A1.tsv", truth), fx.write_selection(tmp_path / "A1_selection.tsv", truth))
+    counts = fx.write_counts(tmp_path / "A1.tsv", truth)
+    section = read_st_section(counts, fx.write_selection(tmp_path / "A1_selection.tsv", truth))
     assert section.n == len(truth.keys)
     assert section.library[4] == 0
 
 
 def test_unselected_and_repeated_spots(tmp_path: Path) -> None:
     truth = fx.st_truth()
-    counts, spots = fx.write_counts(tmp_path / "A1.tsv", truth), fx.write_selection(tmp_path / "A1_selection.tsv", truth)
+    counts = fx.write_counts(tmp_path / "A1.tsv", truth)
+    spots = fx.write_selection(tmp_path / "A1_selection.tsv", truth)
     table = pd.read_csv(spots, sep="\t")
     table.assign(selected=np.arange(len(table)) >= 3).astype({"selected": int}).to_csv(spots, sep="\t", index=False)
     assert read_st_section(counts, spots).n == len(truth.keys) - 3
     pd.concat([table, table.iloc[[0]]]).to_csv(spots, sep="\t", index=False)
     with pytest.raises(SectionError, match="names 1 spots twice"):
+        read_st_section(counts, spots)
+    table.assign(new_x=table["new_x"].where(table.index != 2)).to_csv(spots, sep="\t", index=False)
+    with pytest.raises(SectionError, match=r"1 lines of .* have no lattice position \(first: line 4\)"):
         read_st_section(counts, spots)
     table.drop(columns="pixel_x").to_csv(spots, sep="\t", index=False)
     with pytest.raises(SectionError, match="expected new_x"):
@@ -162,16 +170,15 @@ def test_patient_rules(tmp_path: Path) -> None:
 
 def test_files_that_are_missing_or_too_many(tmp_path: Path) -> None:
     fx.write_st_folder(tmp_path, {"A1": True, "A2": False})
-    with pytest.raises(SectionError, match="no section 'A11'.*did you mean 'A1'"):
+    with pytest.raises(SectionError, match=r"no section 'A11'.*did you mean 'A1'"):
         read_st_folder(tmp_path, sections=["A11"])
     fx.write_image(tmp_path / "ST-imgs/A1/other.png", fx.ST_SIZE)
     with pytest.raises(SectionError, match=r"'A1' has 2 files of kind 'image'"):
         read_st_folder(tmp_path)
     assert read_st_folder(tmp_path, sections=["A2"]).ids == ("A2",)
     (tmp_path / "ST-spotfiles/A2_selection.tsv").unlink()
-    with pytest.raises(SectionError, match="'A2': no spot file; expected 'A2_selection.tsv'"):
+    with pytest.raises(SectionError, match=r"'A2': no spot file; expected 'A2_selection\.tsv'"):
         read_st_folder(tmp_path, sections=["A2"])
+    fx.write_st_folder(tmp_path / "blind", {"C1": False})
     with pytest.raises(SectionError, match="none of the 1 sections"):
-        (tmp_path / "empty").mkdir()
-        fx.write_st_folder(tmp_path / "empty", {"C1": False})
-        read_st_folder(tmp_path / "empty", sections="with-image")
+        read_st_folder(tmp_path / "blind", sections="with-image")

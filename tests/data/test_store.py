@@ -46,6 +46,11 @@ def fill(draft: Draft, order: np.ndarray, *, only: slice = slice(None)) -> int:
     return written
 
 
+def fill_and_finish(draft: Draft) -> None:
+    fill(draft, np.arange(ROWS))
+    draft.finish()
+
+
 def everything(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
@@ -82,7 +87,8 @@ def test_rows_come_back_in_their_own_order_whatever_the_order_of_writing(tmp_pat
     np.testing.assert_array_equal(arrays["emb"], expected())
     np.testing.assert_array_equal(arrays["inside"], (np.arange(ROWS) / ROWS).astype(np.float32))
     np.testing.assert_array_equal(arrays["index"], [[0, 1, 2], [3, 4, 5]])
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"meta.json", "emb.npy", "inside.npy", "index.npy"}
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {"meta.json", "emb.npy", "inside.npy", "index.npy"}
 
 
 def test_an_entry_larger_than_the_assembly_block_is_whole(tmp_path, monkeypatch):
@@ -237,8 +243,7 @@ def test_a_full_disk_is_one_clear_error_and_the_rerun_goes_on(tmp_path, monkeypa
     monkeypatch.setattr(store_module, "dump", full)
     draft = draft_of(tmp_path)
     with pytest.raises(DiskFull, match=r"MB are still to be written.*run the same command again") as caught:
-        fill(draft, np.arange(ROWS))
-        draft.finish()
+        fill_and_finish(draft)
     assert caught.value.errno == errno.ENOSPC
     assert str(draft.folder) in str(caught.value)
     assert not list(tmp_path.rglob(".tmp-*"))
@@ -334,7 +339,7 @@ def test_what_is_not_an_address_is_refused(tmp_path):
 
 
 def test_links_lead_to_entries_and_move(entry):
-    store, address, folder = entry
+    store, address, _ = entry
     name = Store.address(section="A1")
     assert store.follow(name) is None
     store.link(name, address)

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import errors
 from safetensors.torch import save_file
 
-from histoweave.embed import create_encoder, list_encoders
+from histoweave.embed import create_encoder, encoder_card, list_encoders
 from histoweave.embed import encoders as encoders_module
 from histoweave.embed.nets import Trunk
 from histoweave.embed.weights import WeightsError, WeightsNotFound, fetch_weights, fit_weights, read_weights
@@ -42,7 +42,10 @@ def row_of(name: str) -> dict:
 
 
 def random_state(name: str) -> dict[str, torch.Tensor]:
-    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in create_encoder(name, weights="random").trunk.net.state_dict().items()}
+    return {
+        key: value.clone(memory_format=torch.contiguous_format)
+        for key, value in create_encoder(name, weights="random").trunk.net.state_dict().items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,7 @@ def test_cards_are_complete_and_go_into_json():
         assert card["init"] in ("random", "ImageNet", "histology")
     gated = {card.name for card in cards if card.gated}
     assert gated == {"uni", "uni2-h", "virchow2", "h-optimus-0"}
+    assert encoder_card("UNI") == next(card for card in cards if card.name == "uni")
     assert not any(card.commercial for card in cards if "NC" in card.licence or "non-commercial" in card.licence)
 
 
@@ -97,7 +101,11 @@ def test_a_window_is_encoded_alike_in_any_batch(lite):
 
 def test_the_digest_tells_dtype_side_name_and_weights_apart():
     state = random_state("tiny")
-    digests = {create_encoder("tiny").digest, create_encoder("tiny", dtype="bf16").digest, create_encoder("tiny", px=48).digest}
+    digests = {
+        create_encoder("tiny").digest,
+        create_encoder("tiny", dtype="bf16").digest,
+        create_encoder("tiny", px=48).digest,
+    }
     assert len(digests) == 3
     assert create_encoder("tiny").digest in digests
     one, other = Trunk(row_of("tiny"), 32), Trunk(row_of("tiny"), 32)
@@ -129,7 +137,9 @@ def test_local_weights_load_whatever_they_are_wrapped_in(tmp_path, suffix):
     state = random_state("ciga-resnet18")
     state["conv1.weight"] += 1
     path = tmp_path / f"weights{suffix}"
-    wrapped = {f"model.resnet.{key}": value for key, value in state.items()} | {"model.resnet.fc.weight": torch.zeros(3, 512)}
+    wrapped = {f"model.resnet.{key}": value for key, value in state.items()} | {
+        "model.resnet.fc.weight": torch.zeros(3, 512)
+    }
     if suffix == ".safetensors":
         save_file(wrapped, path)
     else:
@@ -156,7 +166,9 @@ def test_weights_that_need_unpickling_are_refused_unread(tmp_path, capsys):
 
 def test_weights_of_another_network_are_told_by_counts_and_names(tmp_path):
     save_file(random_state("resnet18"), tmp_path / "resnet18.safetensors")
-    with pytest.raises(WeightsError, match=r"encoder 'resnet50'.*of \d+ tensors are missing \(first \['layer1.0.conv3.weight'"):
+    with pytest.raises(
+        WeightsError, match=r"encoder 'resnet50'.*of \d+ tensors are missing \(first \['layer1.0.conv3.weight'"
+    ):
         create_encoder("resnet50", weights=tmp_path / "resnet18.safetensors")
     state = random_state("resnet18")
     state["extra"], state["conv1.weight"] = torch.zeros(1), torch.zeros(64, 1, 7, 7)
@@ -201,7 +213,9 @@ def _raising(error: type[Exception], monkeypatch) -> list[str]:
 
 def test_out_of_reach_the_file_to_fetch_and_the_flag_are_named(monkeypatch):
     _raising(errors.LocalEntryNotFoundError, monkeypatch)
-    with pytest.raises(WeightsNotFound, match=r"'pytorch_model.bin' from https://huggingface.co/MahmoodLab/UNI .*--weights PATH.*gated"):
+    with pytest.raises(
+        WeightsNotFound, match=r"'pytorch_model.bin' from https://huggingface.co/MahmoodLab/UNI .*--weights PATH.*gated"
+    ):
         fetch_weights("uni", "MahmoodLab/UNI", ["pytorch_model.bin"], gated=True)
 
 
@@ -228,7 +242,7 @@ def test_weights_off_the_hub_name_their_source():
     [
         ({"name": "resnet81"}, "did you mean 'resnet18'"),
         ({"name": "uni-2h"}, "did you mean 'uni2-h'"),
-        ({"name": "resnet18", "weights": "random", "dtype": "fp16"}, "'fp32', 'bf16'"),
+        ({"name": "resnet18", "weights": "random", "dtype": "fp16"}, "'fp32' nor 'bf16'"),
         ({"name": "uni", "weights": "random", "px": 112}, "224 only"),
         ({"name": "resnet18", "weights": "random", "px": 8}, "px=8"),
     ],
@@ -294,7 +308,10 @@ def test_swin_weights_of_an_old_timm_are_translated():
         old[".".join(parts)] = value
     assert old.keys() != state.keys()
     old |= {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49), "head.weight": torch.zeros(2, 128)}
-    for given in (old, {key: value + 1 for key, value in state.items()}):  # as an old version names them, and as ours does
+    for given in (
+        old,
+        {key: value + 1 for key, value in state.items()},
+    ):  # as an old version names them, and as ours does
         fit_weights(net, given, name="ctranspath", drop=["head."], keys="swin")
         shift = 0 if given is old else 1
         for key, value in net.state_dict().items():

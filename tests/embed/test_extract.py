@@ -113,7 +113,9 @@ def test_the_centre_tile_is_the_spot_view_and_always_counts(tmp_path):
 def test_where_the_pitch_is_the_tile_windows_are_shared(tmp_path):
     xy, encoder = grid(6, 5, start=16), Counting()  # tiles of the grid cover the image: all others lie outside
     image = SlideImage.from_array(image_array(height=160, width=192), 0.5)
-    slide = make_section(id="S1", patient="P", counts=None, genes=[], xy=xy, platform="image", um_per_px=0.5, image=image)
+    slide = make_section(
+        id="S1", patient="P", counts=None, genes=[], xy=xy, platform="image", um_per_px=0.5, image=image
+    )
     one = embed([slide], encoder, Store(tmp_path), window=WINDOW, context=5)["S1"]
     assert encoder.windows == 30 + 1  # the one stands for all that is outside
     assert one.ctx.shape == (1, 16)
@@ -232,7 +234,9 @@ def test_sections_without_image_live_from_the_store_or_are_named(tmp_path):
     np.testing.assert_array_equal(again.emb, seen.emb)
     np.testing.assert_array_equal(again.ctx_mask, seen.ctx_mask)
     with pytest.raises(ValueError, match=r"'S1', 'S2'.*--sections with-image"):
-        embed([blind, section("S2", image=False), section("S3")], create_encoder("tiny"), store, window=WINDOW, context=5)
+        embed(
+            [blind, section("S2", image=False), section("S3")], create_encoder("tiny"), store, window=WINDOW, context=5
+        )
 
 
 @pytest.mark.parametrize(
@@ -276,14 +280,23 @@ def test_an_error_of_the_slide_reaches_the_caller(tmp_path):
             yield from ()
             raise OSError("the slide is truncated")
 
-    broken = make_section(id="S1", patient="P", counts=None, genes=[], xy=grid(), platform="image", um_per_px=0.5, image=Broken())
+    broken = make_section(
+        id="S1", patient="P", counts=None, genes=[], xy=grid(), platform="image", um_per_px=0.5, image=Broken()
+    )
     with pytest.raises(OSError, match="truncated"):
         embed([broken], create_encoder("tiny"), Store(tmp_path), window=WINDOW)
 
 
 def test_progress_counts_every_window_once(tmp_path):
     said = []
-    embed([section(), section("S2", seed=1)], create_encoder("tiny"), Store(tmp_path), window=WINDOW, batch=8, progress=lambda *now: said.append(now))
+    embed(
+        [section(), section("S2", seed=1)],
+        create_encoder("tiny"),
+        Store(tmp_path),
+        window=WINDOW,
+        batch=8,
+        progress=lambda *now: said.append(now),
+    )
     assert [done for done, _, _ in said] == [8, 16, 20, 28, 36, 40]
     assert {total for _, total, _ in said} == {40}
     assert said[-1][2] == "S2"
@@ -296,14 +309,16 @@ def test_memory_does_not_grow_with_the_slide(tmp_path):
     class Endless:
         size, um_per_px, digest = (100_000, 100_000), 0.5, "endless"
 
-        def windows(self, xy: np.ndarray, window: Window, um_per_px: float | None, *, batch: int):
+        def windows(self, xy: np.ndarray, window: Window, um_per_px: float | None, *, batch: int, allow_outside: bool):
             for at in range(0, len(xy), batch):
                 alive.append(at)
                 peak.append(len(alive) - encoder.calls)
                 yield np.arange(at, at + batch), np.zeros((batch, OUT, OUT, 3), np.uint8), np.ones(batch, np.float32)
 
     encoder = Counting()
-    slide = make_section(id="S1", patient="P", counts=None, genes=[], xy=grid(40, 16), platform="image", um_per_px=0.5, image=Endless())
+    slide = make_section(
+        id="S1", patient="P", counts=None, genes=[], xy=grid(40, 16), platform="image", um_per_px=0.5, image=Endless()
+    )
     embed([slide], encoder, Store(tmp_path), window=WINDOW, batch=16)
     assert len(peak) == 40
     assert max(peak) <= 6

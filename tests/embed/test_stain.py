@@ -44,7 +44,9 @@ def test_reinhard_gives_tissue_the_colours_of_the_target():
     lab = _to_lab(target.for_pixels(one)(one)[stained])
     before = _to_lab(one[stained])
     assert np.abs(lab.mean(axis=0) - target.mean).max() < 0.03
-    hue = [np.abs(colours.mean(axis=0) - target.mean)[1:].sum() for colours in (lab, before)]  # the axes beside lightness
+    hue = [
+        np.abs(colours.mean(axis=0) - target.mean)[1:].sum() for colours in (lab, before)
+    ]  # the axes beside lightness
     assert hue[0] < 0.3 * hue[1]
     assert np.abs(lab.std(axis=0) / target.sd - 1).max() < 0.2
 
@@ -78,7 +80,13 @@ def test_a_slide_of_one_colour_is_left_as_it_is():
 
 
 def test_digests_tell_methods_and_targets_apart():
-    targets = [Macenko(), Macenko.fit(tissue()), Macenko.fit(tissue(OTHER)), Reinhard.fit(tissue()), Reinhard.fit(tissue(OTHER))]
+    targets = [
+        Macenko(),
+        Macenko.fit(tissue()),
+        Macenko.fit(tissue(OTHER)),
+        Reinhard.fit(tissue()),
+        Reinhard.fit(tissue(OTHER)),
+    ]
     assert len({target.digest for target in targets}) == 5
     assert Macenko.fit(tissue()).digest == targets[1].digest
 

@@ -1,4 +1,4 @@
-"""ST-Net, the trunks under it, and the masked losses."""
+"""ST-Net, and the masked losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from histoweave.batch import Batch, Dims, Needs
 from histoweave.models._losses import masked_mse, spot_mse
-from histoweave.models._trunk import Trunk, random_symmetry, symmetries
+from histoweave.models._trunk import symmetries
 from histoweave.models.predict.stnet import STNet
 
 DIMS = Dims(genes=5, emb=12)
@@ -123,17 +123,6 @@ def test_evaluation_averages_the_eight_symmetries() -> None:
         close(made(replace(batch, window=view)), made(batch))
 
 
-def test_symmetries_are_the_eight_of_the_square() -> None:
-    window = torch.arange(9, dtype=torch.uint8).view(1, 1, 3, 3)
-    expected = {tuple(m.rot90(k).flatten().tolist()) for k in range(4) for m in (window[0, 0], window[0, 0].T)}
-    assert len(expected) == 8
-    assert {tuple(view.flatten().tolist()) for view in symmetries(window)} == expected
-    drawn = random_symmetry(window.expand(4000, -1, -1, -1))
-    seen, counts = drawn.flatten(1).unique(dim=0, return_counts=True)
-    assert {tuple(row.tolist()) for row in seen} == expected
-    assert (counts - 500).abs().max() < 5 * 21  # five binomial standard deviations
-
-
 def test_augments_in_training_only() -> None:
     made, batch = STNet(DIMS, **(STILL | {"augment": True, "eight": False})), make_batch()
     torch.nn.init.normal_(made.head.weight)
@@ -155,7 +144,7 @@ def test_spots_can_be_learnt_by_heart(trunk: str, n: int) -> None:
     made, batch = STNet(DIMS, **(STILL | {"trunk": trunk, "eight": False})), make_batch(n)
     made.index(FakeFeed(batch))
     optimiser = torch.optim.Adam(made.parameters(), lr=3e-2 if trunk == "frozen" else 3e-3)
-    for _ in range(1500 if trunk == "frozen" else 100):
+    for _ in range(1000 if trunk == "frozen" else 100):
         optimiser.zero_grad()
         made.loss(batch)[0].backward()
         optimiser.step()
@@ -181,57 +170,6 @@ def test_masked_losses() -> None:
     (masked_mse(pred, holes, mask) + spot_mse(pred, holes, mask).sum()).backward()
     assert torch.equal(pred.grad != 0, mask)
     assert masked_mse(pred, holes, torch.zeros_like(mask)) == 0
-
-
-# -- trunks -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "px", "tokens"), [("test_resnet", 64, 4), ("test_vit", 160, 100), ("test_mambaout", 64, 4)]
-)
-def test_trunk_gives_tokens_of_the_map(name: str, px: int, tokens: int) -> None:
-    trunk = Trunk(name).eval()
-    out = trunk(torch.zeros(2, 3, px, px, dtype=torch.uint8))
-    assert out.shape == (2, tokens, trunk.width)
-
-
-def test_trunk_tokens_are_in_raster_order_and_normalised() -> None:
-    trunk, window = Trunk("test_resnet").eval(), make_batch(2).window.repeat(1, 1, 2, 2)
-    x = (window.float() / 255 - trunk.mean) / trunk.std
-    close(trunk.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
-    features = trunk.net.forward_features(x)  # (2, c, 2, 2)
-    close(trunk(window), torch.stack([features[:, :, r, c] for r in (0, 1) for c in (0, 1)], 1))
-
-
-@pytest.mark.parametrize("prefix", ["", "model.", "module.model.resnet."])
-def test_trunk_takes_weights_under_a_prefix(prefix: str) -> None:
-    source = Trunk("test_resnet").net.state_dict()
-    wrapped = {prefix + key: value for key, value in source.items()} | {prefix + "fc.weight": torch.zeros(2, 2)}
-    trunk = Trunk("test_resnet", init=wrapped)
-    assert trunk.init == "given"
-    assert all(torch.equal(value, source[key]) for key, value in trunk.net.state_dict().items())
-    assert Trunk("test_resnet").init == "random"
-    assert not torch.equal(next(Trunk("test_resnet").net.parameters()), next(iter(source.values())))
-
-
-def test_trunk_takes_the_spelling_of_the_densenet_file() -> None:
-    trunk = Trunk("densenet121")
-    own = trunk.net.state_dict()
-    state = {key.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): own[key] + 1 for key in own}
-    assert any(".norm.1." in key for key in state)
-    trunk.load(state)
-    assert torch.equal(trunk.net.features.denseblock1.denselayer1.norm1.weight, torch.full((64,), 2.0))
-
-
-def test_trunk_refuses_weights_that_do_not_fit() -> None:
-    trunk = Trunk("test_resnet")
-    before = {key: value.clone() for key, value in trunk.net.state_dict().items()}
-    first = next(iter(before))
-    for state in ({key: value for key, value in before.items() if key != first}, before | {first: torch.zeros(1)}):
-        with pytest.raises(ValueError, match=f"do not fit trunk 'test_resnet': 1 of .*{first}"):
-            trunk.load({key: value + 1 for key, value in state.items()})
-    assert all(torch.equal(value, before[key]) for key, value in trunk.net.state_dict().items())
-    assert trunk.init == "random"
 
 
 def test_bad_input() -> None:

@@ -160,6 +160,18 @@ def test_one_missing_spot_is_no_edge_and_a_turn_changes_nothing(make):
     np.testing.assert_allclose(edge_distance(turned), full, atol=1e-9)
 
 
+def test_edge_of_jittered_spots_and_of_scattered_cells():
+    rng = np.random.default_rng(2)
+    rc = square(14, 14)
+    on_edge = (rc == 0).any(axis=1) | (rc == 13).any(axis=1)
+    found = edge_distance(rc[:, ::-1] + rng.normal(scale=0.06, size=rc.shape)) == 0
+    assert found[on_edge].mean() > 0.95
+    assert not found[~on_edge].any()
+    cells = rng.uniform(size=(3000, 2))
+    inner = (np.abs(cells - 0.5) < 0.42).all(axis=1)
+    assert (edge_distance(cells)[inner] == 0).mean() < 0.01
+
+
 def test_edge_distance_of_few_spots():
     np.testing.assert_array_equal(edge_distance(np.array([[3.0, 4.0]])), [0])
     np.testing.assert_array_equal(edge_distance(np.array([[0.0, 0], [1, 0], [2, 0]])), [0, 0, 0])

@@ -7,16 +7,17 @@ from scipy import ndimage
 from histoweave.pp import derive_array, tile_centres, tissue_mask
 from histoweave.pp.tissue import otsu
 
-GLASS, STAIN = (243, 242, 245), (196, 122, 170)
+GLASS, STAIN, HALO = (243, 232, 245), (170, 110, 180), (241, 215, 238)
 
 
 def slide(seed=0):
-    """A stained disc with a lumen, a speck of dust, a grey shadow and a pen stroke; and where the disc is."""
+    """A stained disc with a lumen, in a halo of eosin; a speck, a shadow and a pen stroke; and where the disc is."""
     y, x = np.mgrid[:300, :400]
     disc = (y - 150) ** 2 + (x - 180) ** 2 < 90**2
-    hole = (y - 150) ** 2 + (x - 180) ** 2 < 8**2
+    hole = (y - 150) ** 2 + (x - 180) ** 2 < 13**2
     image = np.empty((300, 400, 3))
     image[:] = GLASS
+    image[(y - 150) ** 2 + (x - 230) ** 2 < 110**2] = HALO
     image[disc] = STAIN
     image[hole] = GLASS
     image[20:24, 20:24] = STAIN

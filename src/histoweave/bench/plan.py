@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from histoweave.batch import Needs
+from histoweave.batch import Dims, Needs
 from histoweave.bench.benchmark import Benchmark
 from histoweave.data.section import Cohort
-from histoweave.embed import SectionFeatures, create_encoder
+from histoweave.embed import SectionFeatures, encoder_card
 from histoweave.feed import Feed
 from histoweave.models import card_of, create, needs_of, parse
-from histoweave.batch import Dims
 from histoweave.train import load_recipe
 from histoweave.view import CONTEXT, Features, View
 
@@ -94,7 +93,7 @@ _EMB = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
 
 def _throughput(view: View, device: str) -> float:
     """Windows per second of the encoder, after one batch to warm up."""
-    encoder = create_encoder(view.encoder, weights=view.weights, dtype=view.dtype, device=device)
+    encoder = view.make_encoder(device)
     side = view.window.out
     pixels = torch.zeros(_TRIAL, 3, side, side, dtype=torch.uint8, device=device)
     encoder.encode(pixels)
@@ -110,7 +109,7 @@ def _seconds_per_spot(benchmark: Benchmark, model: str, device: str) -> float:
     args = recipe.args | given
     needs = needs_of(name, args)
     cohort = Cohort(benchmark.cohort.subset(benchmark.splits[0].train))
-    width = create_encoder(benchmark.view.encoder, weights="random").dim if needs & _EMB else 0
+    width = encoder_card(benchmark.view.encoder).dim if needs & _EMB else 0
     features = _zeros(cohort, width, benchmark.view.window.out)
     view = benchmark.fitted_view()
     fitted = view.fit(cohort)
@@ -133,7 +132,8 @@ def _zeros(cohort: Cohort, width: int, side: int) -> Features:
     """Features of the right shapes that take no memory."""
     return {
         section.id: SectionFeatures(
-            emb=np.zeros((section.n, width), dtype=np.float16), ctx=np.zeros((1, width), dtype=np.float16),
+            emb=np.zeros((section.n, width), dtype=np.float16), inside=np.ones(section.n, dtype=np.float32),
+            ctx=np.zeros((1, width), dtype=np.float16),
             ctx_index=np.zeros((section.n, _TILES), dtype=np.int32),
             ctx_mask=np.ones((section.n, _TILES), dtype=bool),
             pixels=np.broadcast_to(np.uint8(0), (section.n, side, side, 3)),

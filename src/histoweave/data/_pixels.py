@@ -19,14 +19,14 @@ class ImageRefused(ImageReadError):
 
 
 def to_u8(values: np.ndarray, bits: int | None = None) -> np.ndarray:
-    """Whole numbers spread over their range of `bits` (that of their type unless given) as uint8, rounded to nearest."""
+    """Whole numbers spread over a range of `bits` (default: that of their type) as uint8, rounded to nearest."""
     if values.dtype == np.uint8 and bits in (None, 8):
         return values
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype.kind not in "ui":
         raise ImageRefused(
-            f"pixels of type {values.dtype} have no defined white; expected whole numbers. Scale them to uint8 and save again"
+            f"pixels of type {values.dtype} have no white; expected whole numbers. Scale them to uint8 and save again"
         )
     low = int(np.iinfo(values.dtype).min)
     high = int(np.iinfo(values.dtype).max) - low if bits is None else (1 << bits) - 1
@@ -36,7 +36,9 @@ def to_u8(values: np.ndarray, bits: int | None = None) -> np.ndarray:
     return np.rint((values.astype(np.float64) - low) * (255 / high)).astype(np.uint8)
 
 
-def to_rgb(pixels: np.ndarray, *, bits: int | None = None, alpha: bool = False, premultiplied: bool = False) -> np.ndarray:
+def to_rgb(
+    pixels: np.ndarray, *, bits: int | None = None, alpha: bool = False, premultiplied: bool = False
+) -> np.ndarray:
     """Grey (h, w) or (h, w, 1), grey with alpha, RGB or RGBA as uint8 (h, w, 3); what is transparent becomes white."""
     values = to_u8(pixels if pixels.ndim == 3 else pixels[..., None], bits)
     channels = values.shape[2]
@@ -45,7 +47,7 @@ def to_rgb(pixels: np.ndarray, *, bits: int | None = None, alpha: bool = False, 
         if (opacity != 255).any():
             values = _on_white(values, opacity, premultiplied=premultiplied)
     if values.shape[2] not in (1, 3):
-        raise ImageRefused(f"{channels} channels; expected 1 (grey), 3 (RGB) or 4 (RGBA). Save the stain's RGB image instead")
+        raise ImageRefused(f"{channels} channels; expected 1 (grey), 3 (RGB) or 4 (RGBA). Save the RGB image instead")
     return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from histoweave.data.slide_backends import Level, Reader
 
 _BAND_BYTES = 64 << 20  # of source or result, whichever is larger: a few bands are all that is held
 _BLOCK = 1024  # columns of the result resampled at a time: wide enough for the margins not to matter
+_FILTER = Image.Resampling.BILINEAR
 _SLACK = 1e-9  # rounding noise in products of sizes and scales; far below a pixel
 
 
@@ -20,8 +22,8 @@ _SLACK = 1e-9  # rounding noise in products of sizes and scales; far below a pix
 class Raster:
     """The picture of a level at `scale` result px per level px.
 
-    The grid of bands and blocks depends on level and scale only, and each block is resampled with all the source that its
-    filter reaches, so a result px has one value whichever windows are asked for.
+    The grid of bands and blocks depends on level and scale only, and each block is resampled with all the source that
+    its filter reaches, so a result px has one value whichever windows are asked for.
     """
 
     level: Level
@@ -45,7 +47,21 @@ class Raster:
             rows = max(1, _BAND_BYTES // (3 * self.level.width * self.level.tile_h)) * self.level.tile_h
             return min(rows, self.height) if self.level.grid[0] > 1 else self.height
         widest = max(self.width, self.level.width / self.scale)
-        return int(np.clip(_BAND_BYTES // (3 * widest), 64, 2048))
+        return self._whole_periods(int(np.clip(_BAND_BYTES // (3 * widest), 64, 2048)))
+
+    @property
+    def block(self) -> int:
+        """Columns of the result resampled at a time."""
+        return self._whole_periods(_BLOCK)
+
+    def _whole_periods(self, side: int) -> int:
+        """About `side`, with edges on whole level px where the scale allows: PIL takes boxes in single precision.
+
+        With simple ratios many values lie halfway between two greys, and the least error in a box would tip them.
+        """
+        ratio = Fraction(1 / self.scale).limit_denominator(512)
+        period = ratio.denominator if abs(float(ratio) * self.scale - 1) < 1e-12 else 1
+        return max(1, side // period) * period
 
     @property
     def reach(self) -> float:
@@ -67,9 +83,10 @@ class Raster:
         count
             Told the number of source px decoded, as they are.
         """
-        blocks = _touched(boxes, (self.band, _BLOCK), (self.height, self.width))
-        tiles = _touched(self._source(boxes), (self.level.tile_h, self.level.tile_w), (self.level.height, self.level.width))
-        strips = _Strips(self.level, self.index, reader, tiles, count)
+        blocks = _touched(boxes, (self.band, self.block), (self.height, self.width))
+        level = self.level
+        tiles = _touched(self._source(boxes), (level.tile_h, level.tile_w), (level.height, level.width))
+        strips = _Strips(level, self.index, reader, tiles, count)
         for band in np.flatnonzero(blocks.any(axis=1)).tolist():
             top, bottom = band * self.band, min((band + 1) * self.band, self.height)
             if self.scale == 1:
@@ -77,7 +94,7 @@ class Raster:
                 continue
             rows = np.zeros((bottom - top, self.width, 3), np.uint8)
             for block in np.flatnonzero(blocks[band]).tolist():
-                left, right = block * _BLOCK, min((block + 1) * _BLOCK, self.width)
+                left, right = block * self.block, min((block + 1) * self.block, self.width)
                 rows[:, left:right] = self._resampled(strips, np.array([top, bottom, left, right]))
             yield top, rows
 
@@ -94,20 +111,26 @@ class Raster:
         """One block of the result."""
         top, bottom, left, right = self._source(box).tolist()
         pixels = strips.cut(top, bottom, left, right)
-        y0, y1, x0, x1 = (box / self.scale - [top, top, left, left]).tolist()
+        edges = box / self.scale
+        edges = np.where(np.abs(edges - np.rint(edges)) < 1e-6, np.rint(edges), edges)
+        y0, y1, x0, x1 = (edges - [top, top, left, left]).tolist()
         beyond = (max(0, math.ceil(y1 - _SLACK) - (bottom - top)), max(0, math.ceil(x1 - _SLACK) - (right - left)))
         if any(beyond):  # the last px of the result reaches over the edge: it shows the edge
             pixels = np.pad(pixels, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge")
         height, width = pixels.shape[:2]
-        inside = (max(0.0, x0), max(0.0, y0), min(x1, width), min(y1, height))
-        size = (int(box[3] - box[2]), int(box[1] - box[0]))
-        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, box=inside))
+        x, y = (max(0.0, x0), min(x1, width)), (max(0.0, y0), min(y1, height))
+        columns, rows = int(box[3] - box[2]), int(box[1] - box[0])
+        # One axis after the other, as PIL does too; but which comes first there depends on the shape of the block.
+        wide = Image.fromarray(pixels).resize((columns, height), _FILTER, box=(x[0], 0, x[1], height))
+        return np.asarray(wide.resize((columns, rows), _FILTER, box=(0, y[0], columns, y[1])))
 
 
 class _Strips:
     """The rows of tiles being looked at. Asked for from top to bottom, each is decoded once and dropped when passed."""
 
-    def __init__(self, level: Level, index: int, reader: Reader, tiles: np.ndarray, count: Callable[[int], None]) -> None:
+    def __init__(
+        self, level: Level, index: int, reader: Reader, tiles: np.ndarray, count: Callable[[int], None]
+    ) -> None:
         self.level, self.index, self.reader, self.tiles, self.count = level, index, reader, tiles, count
         self.held: dict[int, np.ndarray] = {}
 

@@ -56,8 +56,10 @@ def open_source(path: Path, max_px: int) -> Source:
         except ImageRefused:
             raise
         except (openslide.OpenSlideError, *READ_ERRORS) as error:
-            causes.append(f"{reader.__name__.removesuffix('Source')}: {error or type(error).__name__}")
-    raise ImageReadError(f"no reader understands '{path}': {'; '.join(causes)}. The file is truncated, corrupt or not what it is named")
+            causes.append(f"{reader.__name__.removesuffix('Source')}: {str(error) or type(error).__name__}")
+    raise ImageReadError(
+        f"no reader understands '{path}': {'; '.join(causes)}. The file is truncated, corrupt or not what it is named"
+    )
 
 
 def _vendor(path: Path) -> str | None:

@@ -12,9 +12,21 @@ from xml.etree import ElementTree
 import numpy as np
 
 from histoweave.data._pixels import ImageReadError, ImageRefused, jpeg_is_complete, palette_to_rgb, to_rgb
-from histoweave.data.slide_backends import READ_ERRORS, Closing, Level, Reader, broken, check_tile, level_factor, plausible
+from histoweave.data.slide_backends import (
+    READ_ERRORS,
+    Closing,
+    Level,
+    Reader,
+    broken,
+    check_tile,
+    level_factor,
+    plausible,
+)
 
-_UM = {"pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0}
+_UM = {
+    "pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0,
+    "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0,
+}  # fmt: skip
 _RESOLUTION_UM = {2: 25400.0, 3: 10000.0}  # TIFF ResolutionUnit: inch, centimetre
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _JPEG_COMPRESSIONS = (6, 7, 34892, 33007)
@@ -34,20 +46,22 @@ class TiffSource:
         with _tifffile(path) as tiff:
             if not tiff.series:
                 raise ImageReadError(f"'{path}' holds no image")
-            bytes_there, levels, full = tiff.filehandle.size, [], (0, 0)
+            bytes_there, full = tiff.filehandle.size, (0, 0)
+            levels: list[Level] = []
             for level in tiff.series[0].levels:
                 page = level.keyframe
                 _check_colour(path, level, page)
                 size = (int(page.imagewidth), int(page.imagelength))
                 full = full if levels else size
-                tile = (page.tilewidth, page.tilelength) if page.is_tiled else (size[0], min(page.rowsperstrip, size[1]))
+                strip = (size[0], min(page.rowsperstrip, size[1]))
+                tile = (page.tilewidth, page.tilelength) if page.is_tiled else strip
                 levels.append(Level(*size, level_factor(full, size), int(tile[0]), int(tile[1])))
                 for plane in level.pages:
                     ends = np.add(plane.dataoffsets, plane.databytecounts, dtype=np.float64)
                     if (ends > bytes_there).any():
                         raise ImageRefused(
-                            f"'{path}' is truncated: {int((ends > bytes_there).sum())} of its {len(ends)} tiles or strips "
-                            f"lie beyond its {bytes_there:,} bytes; copy or download it again"
+                            f"'{path}' is truncated: {int((ends > bytes_there).sum())} of its {len(ends)} tiles or "
+                            f"strips lie beyond its {bytes_there:,} bytes; copy or download it again"
                         )
             mpp = _ome_mpp(tiff.ome_metadata) if tiff.is_ome else _tag_mpp(tiff.series[0].levels[0].keyframe)
         check_tile(path, levels[0], max_px)
@@ -82,8 +96,8 @@ class _TiffReader(Closing):
                 width = min(at.tile_w, at.width - left)
                 tile = None if any(part is None for part in parts) else np.concatenate(parts, axis=2)[:height, :width]
                 pixels[:, left : left + width] = 255 if tile is None else _shown(tile, shown.keyframe)
-        except (ImageRefused, ImageReadError):
-            raise
+        except ImageRefused as error:
+            raise ImageRefused(f"'{self.source.path}': {error}") from error
         except READ_ERRORS as error:
             raise ImageReadError(broken(self.source.path, error)) from error
         return pixels, int(np.minimum(at.tile_w, at.width - columns * at.tile_w).sum()) * height
@@ -96,7 +110,7 @@ class _TiffReader(Closing):
         tables = {"jpegtables": page.jpegtables, "jpegheader": page.keyframe.jpegheader} if jpeg else {}
         for data, at in self.tiff.filehandle.read_segments(offsets, counts, segments.tolist(), sort=False):
             if data is not None and jpeg and tables["jpegheader"] is None and not jpeg_is_complete(data):
-                raise ImageReadError("a tile ends before its end-of-image marker")
+                raise ValueError("a tile ends before its end-of-image marker")  # which libjpeg would not say
             tile = page.decode(data, at, **tables)[0]
             yield None if tile is None else tile[0]
 
@@ -120,13 +134,15 @@ def _check_colour(path: Path, level: Any, page: Any) -> None:
     kind, samples = int(page.photometric), int(page.samplesperpixel)
     where = f"'{path}' (axes {level.axes}, shape {tuple(level.shape)}, {page.dtype})"
     if extent:
-        raise ImageRefused(f"{where} is a stack of several pictures; expected one. Save the plane to look at as its own file")
-    if channels not in (1, 3, 4) or (channels == 4 and (samples != 4 or kind != _RGB)) or (samples > 1 and samples != channels):
+        raise ImageRefused(f"{where} is a stack of pictures; expected one. Save the plane to look at as its own file")
+    rgba = samples == 4 and kind == _RGB
+    if channels not in (1, 3, 4) or (channels == 4 and not rgba) or (samples > 1 and samples != channels):
         raise ImageRefused(f"{where} has {channels} channels that are not grey, RGB or RGBA (fluorescence, or CMYK?); "
                           "save the stain's RGB image instead")  # fmt: skip
     if page.dtype is None or page.dtype.kind not in "uib":
-        raise ImageRefused(f"{where}: pixels of type {page.dtype} have no defined white; scale them to uint8 and save again")
-    if kind not in (_MINISWHITE, _MINISBLACK, _RGB, _PALETTE) and not (kind == _YCBCR and page.compression in _JPEG_COMPRESSIONS):
+        raise ImageRefused(f"{where}: pixels of type {page.dtype} have no white; scale them to uint8 and save again")
+    in_jpeg = kind == _YCBCR and page.compression in _JPEG_COMPRESSIONS  # its decoder gives RGB
+    if kind not in (_MINISWHITE, _MINISBLACK, _RGB, _PALETTE) and not in_jpeg:
         name = getattr(page.photometric, "name", kind)
         raise ImageRefused(f"{where} is stored as {name}, which is not read; convert it to RGB and save again")
     if any(plane is None for plane in level.pages):

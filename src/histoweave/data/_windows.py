@@ -38,9 +38,7 @@ class Layout:
             inside *= np.clip(np.minimum(low + out, side * scale) - np.maximum(low, 0), 0, out) / out
             blank |= (low >= cells) | (low + out <= 0)
         order = np.lexsort((left, top, ~blank))  # stable, so that rows break ties
-        return cls(
-            order, top[order], left[order], inside[order].astype(np.float32), int(blank.sum()), out, raster
-        )
+        return cls(order, top[order], left[order], inside[order].astype(np.float32), int(blank.sum()), out, raster)
 
     def cut(
         self, reader: Reader | None, batch: int, count: Callable[[int], None]
@@ -106,6 +104,7 @@ class Layout:
             down = y[~whole, None] + np.arange(out)  # (b, out)
             across = x[~whole, None] + np.arange(out)
             cut = pixels[np.clip(down, 0, rows - 1)[:, :, None], np.clip(across, 0, columns - 1)[:, None, :]]
-            above, side = (down + offset < 0) | (down + offset >= self.raster.height), (across < 0) | (across >= columns)
-            cut[above[:, :, None] | side[:, None, :]] = 255
+            beside = (across < 0) | (across >= columns)
+            beyond = (down + offset < 0) | (down + offset >= self.raster.height)
+            cut[beyond[:, :, None] | beside[:, None, :]] = 255
             page[~whole] = cut

@@ -224,7 +224,7 @@ def _holds(row: Dataset, folder: Path) -> bool:
 
 def _content(folder: Path) -> Path:
     """The folder itself, or the one that an archive wrapped everything in."""
-    inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    inside = [path for path in folder.iterdir() if not path.name.startswith(".") and path.suffix != PARTIAL]
     return _content(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder
 
 

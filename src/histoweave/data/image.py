@@ -2,20 +2,20 @@
 
 `SlideImage` is a lazy handle; `Window` says how large a square is looked at and at how many pixels it is shown.
 
-Formats. JPEG and PNG; TIFF with tiles or strips, OME-TIFF, pyramids as SubIFDs or further pages (tifffile); vendor slides
-(OpenSlide). The formats .svs, .ndpi, .mrxs, .scn, .bif and .svslide are *not yet tried on a vendor file*: the code has run
-on TIFFs that imitate one.
+Formats. JPEG and PNG; TIFF with tiles or strips, OME-TIFF, pyramids as SubIFDs or further pages (tifffile); vendor
+slides (OpenSlide). The formats .svs, .ndpi, .mrxs, .scn, .bif and .svslide are *not yet tried on a vendor file*: the
+code has run on TIFFs that imitate one.
 
-Coordinates are stored level-0 pixels, (0, 0) being the upper left corner of the first pixel. An EXIF orientation is *not*
-applied, because spot positions refer to the pixels as stored.
+Coordinates are stored level-0 pixels, (0, 0) being the upper left corner of the first pixel. An EXIF orientation is
+*not* applied, because spot positions refer to the pixels as stored.
 
-Colours. Grey is repeated, transparency is laid on white, palettes are looked up, whole numbers of other widths are scaled
-from the range of their type (16 bits: divided by 257 and rounded). A CMYK JPEG is converted by Pillow, without its colour
-profile. Refused by name: floating point, CMYK and Lab TIFFs, stacks, and other than 1, 3 or 4 channels (four channels that
-are separate pictures are taken for fluorescence).
+Colours. Grey is repeated, transparency is laid on white, palettes are looked up, whole numbers of other widths are
+scaled from the range of their type (16 bits: divided by 257 and rounded). A CMYK JPEG is converted by Pillow, without
+its colour profile. Refused by name: floating point, CMYK and Lab TIFFs, stacks, and other than 1, 3 or 4 channels
+(four channels that are separate pictures are taken for fluorescence).
 
-Limits. Damage *within* a JPEG's scan that still parses cannot be seen by any decoder in use here; a cut end can, and is an
-error. OpenSlide places reads of levels whose reduction is not a whole number at whole level-0 pixels.
+Limits. Damage *within* a JPEG's scan that still parses cannot be seen by any decoder in use here; a cut end can, and
+is an error. OpenSlide places reads of levels whose reduction is not a whole number at whole level-0 pixels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = ["ImageReadError", "SlideImage", "Window"]
 MAX_TILE_PX = 2_000_000_000  # px decoded in one piece: 6 GB as RGB, more than any microscope writes without tiles
 _ANISOTROPY = 0.02
 _FARTHEST = 1e9  # px; beyond it a position is a mistake, and whole numbers would overflow
-_DRIFT_PX = 0.49  # a window never moves by as much as half a px when a scale is taken for the whole number it is meant to be
+_DRIFT_PX = 0.49  # below half a px, so that corners laid on whole px of the unsnapped scale stay where they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Window:
 
     def __post_init__(self) -> None:
         if (self.um is None) == (self.px is None):
-            raise ValueError(f"a window has its side in µm or in px, got um={self.um} and px={self.px}; give exactly one")
+            raise ValueError(f"a window's side is in µm or in px, got um={self.um} and px={self.px}; give exactly one")
         for name in ("px", "out"):
             side = getattr(self, name)
             if side is not None and (isinstance(side, bool) or not isinstance(side, int | np.integer)):
@@ -94,8 +94,8 @@ class Window:
         assert self.um is not None
         if um_per_px is None:
             raise ValueError(
-                f"a window of {self.um:g} µm needs the slide's pixel size, which its file does not give; pass um_per_px "
-                "(µm per level-0 px), or give the window in pixels: Window(px=...)"
+                f"a window of {self.um:g} µm needs the slide's pixel size, which its file does not give; pass "
+                "um_per_px (µm per level-0 px), or give the window in pixels: Window(px=...)"
             )
         return self.um / _checked_scale(um_per_px)
 
@@ -141,8 +141,8 @@ class SlideImage:
         FileNotFoundError, PermissionError
             If there is no such file, or it may not be read.
         ImageReadError
-            A `ValueError`: unknown suffix, truncated or corrupt file (with the cause of every reader tried), colours that
-            are not read, too many pixels in one piece, pixels that are not square (sides more than 2 % apart).
+            A `ValueError`: unknown suffix, truncated or corrupt file (with the cause of every reader tried), colours
+            that are not read, too many pixels in one piece, pixels that are not square (sides more than 2 % apart).
         """
         path = Path(path)
         check_readable(path)
@@ -151,17 +151,18 @@ class SlideImage:
             x, y = source.mpp
             if max(x, y) > (1 + _ANISOTROPY) * min(x, y):
                 raise ImageReadError(
-                    f"'{path}' has pixels of {x:g} × {y:g} µm, which are not square; resample the image, or pass um_per_px "
-                    "if the file is wrong"
+                    f"'{path}' has pixels of {x:g} × {y:g} µm, which are not square; resample the image, or pass "
+                    "um_per_px if the file is wrong"
                 )
             um_per_px = (x + y) / 2
         return cls(source, None if um_per_px is None else _checked_scale(um_per_px))
 
     @classmethod
     def from_array(cls, array: np.ndarray, um_per_px: float | None = None) -> SlideImage:
-        """Wrap pixels (H, W, 3) uint8, which the handle keeps (and pickles) without a copy where they are contiguous."""
-        if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        """Wrap pixels (H, W, 3) uint8, which the handle keeps (and pickles), uncopied if they are contiguous."""
+        shape: tuple[int, ...] = getattr(array, "shape", ())
+        if getattr(array, "dtype", None) != np.uint8 or len(shape) != 3 or shape[2] != 3:
+            got = f"{getattr(array, 'dtype', type(array).__name__)} {shape}"
             raise TypeError(f"an image in memory is a uint8 array (height, width, 3), got {got}")
         if 0 in array.shape:
             raise ValueError(f"an image has at least one pixel, got the shape {array.shape}")
@@ -172,7 +173,8 @@ class SlideImage:
     def __repr__(self) -> str:
         name = "array" if self.path is None else f"'{self.path}'"
         scale = "unknown" if self.um_per_px is None else f"{self.um_per_px:g}"
-        return f"SlideImage({name}, {self.size[0]} × {self.size[1]} px, {len(self._source.levels)} levels, µm per px {scale})"
+        levels, (width, height) = len(self._source.levels), self.size
+        return f"SlideImage({name}, {width} × {height} px, {levels} levels, µm per px {scale})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": None}  # an open file stays with its process
@@ -204,8 +206,8 @@ class SlideImage:
     def held(self) -> Iterator[Self]:
         """Keep the file open, and a JPEG or PNG decoded, between the calls made inside; let go of them afterwards.
 
-        Without it every call of `windows` and `thumbnail` decodes on its own and keeps nothing. May be nested; a generator
-        from `windows` has to be used up inside.
+        Without it every call of `windows` and `thumbnail` decodes on its own and keeps nothing. May be nested; a
+        generator from `windows` has to be used up inside.
         """
         if self._held is not None:
             yield self
@@ -228,15 +230,21 @@ class SlideImage:
         self.decoded_px += decoded
 
     def windows(
-        self, xy: np.ndarray, window: Window, um_per_px: float | None = None, *, batch: int = 64, allow_outside: bool = False
+        self,
+        xy: np.ndarray,
+        window: Window,
+        um_per_px: float | None = None,
+        *,
+        batch: int = 64,
+        allow_outside: bool = False,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Cut windows around centres, top down, each source pixel being decoded at most once.
 
-        With scale = `window.out` / native side, the slide is resampled once to that scale (triangle filter that widens with
-        the reduction, on the coarsest level that is fine enough), and a window is the whole-pixel cut of it whose upper
-        left corner is floor(scale · xy − out / 2 + ½). At scale 1, or that of a stored level, its bytes are those of the
-        file. A scale so close to one of these that no window moves by half a pixel is taken for it. What a window shows
-        does not depend on the other windows nor on `batch`.
+        With scale = `window.out` / native side, the slide is resampled once to that scale (triangle filter that widens
+        with the reduction, on the coarsest level that is fine enough), and a window is the whole-pixel cut of it whose
+        upper left corner is floor(scale · xy − out / 2 + ½). At scale 1, or that of a stored level, its bytes are those
+        of the file. A scale so close to one of these that no window moves by half a pixel is taken for it. What a window
+        shows does not depend on the other windows nor on `batch`.
 
         Parameters
         ----------
@@ -254,18 +262,18 @@ class SlideImage:
         Yields
         ------
         rows (b,) int64, the positions in `xy`; pixels (b, out, out, 3) uint8, white outside of the image; inside (b,)
-        float32, the part of the window's area that lies in the image. Every row occurs once: first those wholly outside,
-        then by upper edge, left edge, row.
+        float32, the part of the window's area that lies in the image. Every row occurs once: first those wholly
+        outside, then by upper edge, left edge, row.
 
         Raises
         ------
         ValueError
-            At the call: unusable `xy`, centres outside, unknown pixel size; while walking, as `ImageReadError`: a file that
-            turns out to be truncated or corrupt.
+            At the call: unusable `xy`, centres outside, unknown pixel size; while walking, as `ImageReadError`: a file
+            that turns out to be truncated or corrupt.
         """
         if not isinstance(window, Window):
             raise TypeError(f"expected a Window, got {type(window).__name__}; write Window(um=112) or Window(px=224)")
-        if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
+        if not _is_count(batch):
             raise ValueError(f"batch={batch!r}: expected a whole number of windows, at least 1")
         centres = _checked_centres(xy, self.size, self.path, allow_outside=allow_outside)
         native = window.native(self.um_per_px if um_per_px is None else um_per_px)
@@ -295,13 +303,17 @@ class SlideImage:
 
         Made from the coarsest level that is fine enough; a JPEG or PNG is decoded once.
         """
-        if isinstance(max_px, bool) or not isinstance(max_px, int | np.integer) or max_px < 1:
+        if not _is_count(max_px):
             raise ValueError(f"max_px={max_px!r}: expected a whole number of pixels, at least 1")
         raster = self._raster(min(1.0, max_px / max(self.size)))
         box = np.array([[0, raster.height, 0, raster.width]])
         with self._reader() as reader:
             bands = [rows for _, rows in raster.bands(reader, box, self._count)]
         return np.concatenate(bands)[:max_px, :max_px]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _checked_scale(um_per_px: float) -> float:
@@ -314,17 +326,19 @@ def _checked_centres(xy: np.ndarray, size: tuple[int, int], path: Path | None, *
     """Centres (n, 2) as float64, or an error that names what is wrong with them and where."""
     centres = np.asarray(xy)
     if centres.ndim != 2 or centres.shape[1] != 2 or centres.dtype.kind not in "uif":
-        raise ValueError(f"xy: expected numbers of shape (n, 2), the columns x and y; got {centres.dtype} {centres.shape}")
+        raise ValueError(f"xy: expected numbers of shape (n, 2), columns x and y; got {centres.dtype} {centres.shape}")
     centres = centres.astype(np.float64)
     name = "the image" if path is None else f"'{path}'"
     wild = np.flatnonzero(~np.isfinite(centres).all(axis=1) | (np.abs(centres) > _FARTHEST).any(axis=1))
     if len(wild):
-        raise ValueError(f"xy: {len(wild)} of {len(centres)} centres are not finite positions (rows {_first(wild)}); drop them")
+        raise ValueError(
+            f"xy: {len(wild)} of {len(centres)} centres are not finite positions (rows {_first(wild)}); drop them"
+        )
     outside = np.flatnonzero(((centres < 0) | (centres >= size)).any(axis=1))
     if len(outside) and not allow_outside:
         raise ValueError(
             f"xy: {len(outside)} of {len(centres)} centres lie outside of {name} of {size[0]} × {size[1]} px (rows "
-            f"{_first(outside)}). Are they level-0 pixels of this file? Pass allow_outside=True if they are meant to be there"
+            f"{_first(outside)}). Are they level-0 pixels of this file? Pass allow_outside=True if so meant"
         )
     return centres
 

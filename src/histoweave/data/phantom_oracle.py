@@ -15,7 +15,7 @@ View = Literal["spot", "context", "section"]
 KNOWN: dict[str, tuple[str, ...]] = {
     "spot": ("local",), "context": ("local", "neighbourhood"), "section": ("local", "neighbourhood", "global"),
 }  # families that lie wholly inside a view
-RIDGE = 0.02  # penalty of the regression per spot, on standardised quadratic terms
+RIDGE = (0.02, 0.2, 2.0)  # penalties per spot on standardised quadratic terms; the best out of fold is taken
 
 
 def oracle_pcc(
@@ -75,8 +75,8 @@ def _expected_factors(truth: Phantom, view: View) -> dict[str, pd.DataFrame]:
 def _cross_fitted(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Out-of-fold predictions (n, t) of quadratic ridge regression from latents (n, p) to targets (n, t).
 
-    Second moments are summed per fold once; each fold's fit is the total less its own, so that the cost does not grow with
-    the number of folds.
+    Second moments are summed once per fold; each fit takes the total less its own fold's, so that the rows are walked
+    once, however many folds there are. Columns of y choose their penalties independently.
     """
     z = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
     i, j = np.triu_indices(z.shape[1])
@@ -85,13 +85,15 @@ def _cross_fitted(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> np.ndarray:
     folds = np.unique(fold)
     gram = np.stack([terms[fold == f].T @ terms[fold == f] for f in folds])
     cross = np.stack([terms[fold == f].T @ y[fold == f] for f in folds])
-    out = np.empty_like(y)
+    tried = np.empty((len(RIDGE), *y.shape))
     for k, f in enumerate(folds):
-        penalty = RIDGE * (fold != f).sum() * np.eye(terms.shape[1])
-        penalty[0, 0] = 1e-9
-        weight = np.linalg.solve(gram.sum(axis=0) - gram[k] + penalty, cross.sum(axis=0) - cross[k])
-        out[fold == f] = terms[fold == f] @ weight
-    return out
+        gram_rest, cross_rest = gram.sum(axis=0) - gram[k], cross.sum(axis=0) - cross[k]
+        for r, ridge in enumerate(RIDGE):
+            penalty = ridge * (fold != f).sum() * np.eye(terms.shape[1])
+            penalty[0, 0] = 1e-9  # the intercept is free
+            tried[r, fold == f] = terms[fold == f] @ np.linalg.solve(gram_rest + penalty, cross_rest)
+    best = ((tried - y) ** 2).mean(axis=1).argmin(axis=0)  # (t,)
+    return tried[best, :, np.arange(y.shape[1])].T
 
 
 def _pearson(guess: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Plan of a phantom section: where glands, tumour nests, lymphocyte clusters, fat and nuclei lie.
 
-Everything is drawn into a coarse map (28 nodes per tile) of *depth fields*: micrometres inside a structure's outline,
-negative outside. `phantom_render` turns the fields into pixels; `composition` measures what each tile holds.
+Everything is drawn into coarse maps of *depth fields*: micrometres inside a structure's outline, negative outside.
+`phantom_render` turns the fields into pixels; `composition` measures what each tile holds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.random import Generator
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-NODES = 28  # coarse nodes per tile: about 7 um at a 200 um tile, fine enough for a 14 um epithelium by interpolation
+NODES = 28  # coarse nodes per tile: 7 um at a 200 um tile, fine enough for a 14 um epithelium by interpolation
 MARGIN = 1.25  # tiles of canvas around the outermost spots' tiles: white glass plus the ragged border
 P_LYMPH, P_GLAND = 0.17, 0.62  # share of lymphocyte clusters; share of glands in what neither cluster nor fat takes
 P_FAT = (0.02, 0.36)  # share of fat at the two ends of the adipose axis
@@ -98,8 +98,7 @@ def make_tissue(rng: Generator, frame: Frame, sites_um: np.ndarray) -> Tissue:
     fields = _structures(rng, frame, sites_um, axis, inside)
     fields["tissue"] = tissue
     fields["fat"], fields["septum"] = _adipocytes(rng, frame, fields["fat"])
-    cellularity = rng.lognormal(-0.2, 0.65, len(sites_um))[cKDTree(sites_um).query(np.c_[x.ravel(), y.ravel()])[1]]
-    nuclei = _nuclei(rng, frame, fields, ndimage.gaussian_filter(cellularity.reshape(rows, cols), 2.0))
+    nuclei = _nuclei(rng, frame, fields, _cellularity(rng, frame, sites_um))
     return Tissue(frame=frame, fields=fields, margin_um=margin_um, margin_box_um=margin_box_um, axis=axis,
                   inside=inside, nuclei=nuclei)
 
@@ -126,6 +125,7 @@ def composition(tissue: Tissue, xy_um: np.ndarray) -> np.ndarray:
         total = np.pad(on[name].astype(np.float64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
         box = ndimage.map_coordinates(total, corner, order=1, mode="nearest")
         out[..., c] = np.diff(np.diff(box, axis=1), axis=2) / NODES**2
+    np.maximum(out, 0, out=out)  # differences of large sums: rounding
     return out
 
 
@@ -167,10 +167,10 @@ def _outline(rng: Generator, frame: Frame, xc: np.ndarray, yc: np.ndarray) -> np
 
 
 def _tumour_side(rng: Generator, frame: Frame, xc: np.ndarray, yc: np.ndarray) -> np.ndarray:
-    """True on the tumour's side of a wavy arc that about halves the section, at a random orientation and curvature."""
+    """True on the tumour's side of a wavy arc through the middle of the section, at a random orientation and curvature."""
     half = frame.half_um
     angle, bulge = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0])
-    radius, shift = rng.uniform(1.2, 2.5) * half, rng.uniform(-0.12, 0.12) * half
+    radius, shift = rng.uniform(1.2, 2.5) * half, rng.uniform(-0.4, 0.4) * half
     u = np.cos(angle) * xc + np.sin(angle) * yc + (shift + radius)
     v = -np.sin(angle) * xc + np.cos(angle) * yc
     turn = np.arctan2(v, u)
@@ -218,13 +218,23 @@ def _structures(
     fields = {"gland": _stamp(rng, frame, acini[normal], radius[owner][normal], 0.05),
               "tumour": _stamp(rng, frame, acini[nest], 1.12 * radius[owner][nest], 0.17),
               "lymphocyte": _stamp(rng, frame, centre[is_lymph], tile * rng.uniform(0.2, 0.44, is_lymph.sum()), 0.13),
-              "fat": _stamp(rng, frame, centre[is_fat], tile * rng.uniform(0.36, 0.58, is_fat.sum()), 0.10)}
+              "fat": _stamp(rng, frame, centre[is_fat], tile * rng.uniform(0.32, 0.48, is_fat.sum()), 0.10)}
     wall = np.clip(0.30 * _stamp_value(frame, acini[normal], radius[owner][normal]), 6.0, 15.0)
     fields["lumen"] = fields["gland"] - wall
-    slits = acini[nest].repeat(2, axis=0) + rng.normal(0, 0.45, (2 * nest.sum(), 2)) * radius[owner][nest].repeat(2)[:, None]
+    reach = radius[owner][nest].repeat(2)[:, None]
+    slits = acini[nest].repeat(2, axis=0) + rng.normal(0, 0.45, (len(reach), 2)) * reach
     small = _stamp(rng, frame, slits, tile * rng.uniform(0.01, 0.04, len(slits)), 0.2)
     fields["lumen"] = np.maximum(fields["lumen"], np.minimum(small, fields["tumour"] - 6.0)).astype(np.float32)
     return fields
+
+
+def _cellularity(rng: Generator, frame: Frame, sites: np.ndarray) -> np.ndarray:
+    """Density of stromal nuclei relative to the mean: an independent draw per site, blurred at the sites' borders."""
+    density, skip = rng.lognormal(-0.2, 0.65, len(sites)), 4
+    rows, cols = (side // skip + 2 for side in frame.nodes)
+    y, x = np.mgrid[:rows, :cols].reshape(2, -1) * (skip * frame.step)
+    near = cKDTree(sites).query(np.c_[x, y])[1]
+    return interpolate(density[near].reshape(rows, cols), *(np.arange(side) / skip for side in frame.nodes))
 
 
 def _starts(number: np.ndarray) -> np.ndarray:
@@ -237,8 +247,8 @@ def _window(frame: Frame, centre: np.ndarray, reach: float) -> tuple[np.ndarray,
     half = int(np.ceil(reach / frame.step)) + 1
     offset = np.arange(-half, half + 1)
     base = np.rint(centre / frame.step).astype(int)
-    col = (base[:, 0, None, None] + offset[None, None, :])
-    row = (base[:, 1, None, None] + offset[None, :, None])
+    col = base[:, 0, None, None] + offset[None, None, :]
+    row = base[:, 1, None, None] + offset[None, :, None]
     ok = (col >= 0) & (col < frame.nodes[1]) & (row >= 0) & (row < frame.nodes[0])
     dx = (col * frame.step - centre[:, 0, None, None]).astype(np.float32)
     dy = (row * frame.step - centre[:, 1, None, None]).astype(np.float32)
@@ -249,19 +259,18 @@ def _window(frame: Frame, centre: np.ndarray, reach: float) -> tuple[np.ndarray,
 
 def _stamp(rng: Generator, frame: Frame, centre: np.ndarray, radius: np.ndarray, rough: float) -> np.ndarray:
     """Depth field of blobs: radii (m,) um, outlines roughened by `rough` relative harmonics."""
-    field = np.full(frame.nodes, -4.0 * frame.step, dtype=np.float32)
+    field: np.ndarray = np.full(frame.nodes, -4.0 * frame.step, dtype=np.float32)
     harmonic = np.arange(2, 7)
-    size = rng.standard_normal((len(centre), 5)) * rough / np.sqrt(harmonic - 1)
-    phase = rng.uniform(0, 2 * np.pi, (len(centre), 5))
+    size = (rng.standard_normal((len(centre), 5)) * rough / np.sqrt(harmonic - 1)).astype(np.float32)
+    phase = rng.uniform(0, 2 * np.pi, (len(centre), 5)).astype(np.float32)
     if len(centre) == 0:
         return field
     flat, dx, dy = _window(frame, centre, float(radius.max()) * (1 + 3 * rough))
-    radius, size, phase = (v.astype(np.float32) for v in (radius, size, phase))
     theta, r = np.arctan2(dy, dx), np.hypot(dx, dy)
     outline = np.ones_like(theta)
     for k, a, p in zip(harmonic, size.T, phase.T, strict=True):
         outline += a[:, None, None] * np.cos(k * theta + p[:, None, None])
-    depth = radius[:, None, None] * np.maximum(outline, np.float32(0.3)) - r
+    depth = radius.astype(np.float32)[:, None, None] * np.maximum(outline, np.float32(0.3)) - r
     ok = flat >= 0
     np.maximum.at(field.reshape(-1), flat[ok], depth[ok])
     return field
@@ -304,11 +313,14 @@ def _nuclei(rng: Generator, frame: Frame, fields: dict[str, np.ndarray], cellula
     free = (lymph < 0) & (tumour < -1) & (gland < -2)
     stroma = free & (fat < 0)
     rim = free & (fat > 0) & (fields["septum"] < 4)
-    # kind: (probability on the nodes, lattice um, long and short half axis um, spread, haematoxylin, spread)
+    cluster = np.clip(ragged / (0.12 * frame.tile_um) + 0.35, 0, 1) * (lymph > -3 * frame.step)
+    nest = (tumour > 3) & (lumen < -3) & (lymph < 0)
+    epithelium = (gland > 0.2 * wall) & (lumen < -0.2 * wall) & (lymph < 0) & (tumour < 0)
+    # probability on the nodes, lattice um, long and short half axis um, their spread, haematoxylin and its spread
     kinds = (
-        (np.clip(ragged / (0.12 * frame.tile_um) + 0.35, 0, 1) * (lymph > -3 * frame.step), 7.2, 3.2, 3.0, 0.08, 1.35, 0.12),
-        (0.93 * ((tumour > 3) & (lumen < -3) & (lymph < 0)), 11.5, 5.4, 4.3, 0.20, 0.80, 0.25),
-        (0.96 * ((gland > 0.2 * wall) & (lumen < -0.2 * wall) & (lymph < 0) & (tumour < 0)), 7.6, 3.9, 2.8, 0.10, 0.95, 0.12),
+        (cluster, 7.2, 3.2, 3.0, 0.08, 1.35, 0.12),
+        (0.93 * nest, 11.5, 5.4, 4.3, 0.20, 0.80, 0.25),
+        (0.96 * epithelium, 7.6, 3.9, 2.8, 0.10, 0.95, 0.12),
         (np.clip(0.30 * cellularity, 0, 1) * stroma, 17.0, 6.4, 1.5, 0.25, 0.85, 0.20),
         (0.25 * rim, 20.0, 5.0, 1.3, 0.20, 0.90, 0.15),
     )

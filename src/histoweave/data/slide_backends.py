@@ -22,7 +22,9 @@ from histoweave.data._pixels import ImageReadError, ImageRefused, jpeg_is_comple
 # A resolution tag outside of these µm per px is a printer's dots per inch (72 dpi is 353 µm), not a microscope's.
 PLAUSIBLE_UM = (0.05, 10.0)
 # What PIL, imagecodecs (RuntimeError), tifffile (ValueError) and their inner workings raise on bytes they cannot read.
-READ_ERRORS = (OSError, ValueError, RuntimeError, SyntaxError, LookupError, TypeError, AttributeError, struct.error, zlib.error)
+READ_ERRORS = (
+    OSError, ValueError, RuntimeError, SyntaxError, LookupError, TypeError, AttributeError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +43,29 @@ class Level:
         return -(-self.height // self.tile_h), -(-self.width // self.tile_w)
 
 
+_Kind = type[BaseException] | None
+
+
 class Reader(Protocol):
     """An open slide."""
 
     def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(self, kind: _Kind, value: BaseException | None, trace: TracebackType | None) -> None: ...
 
     def tile_row(self, level: int, row: int, wanted: np.ndarray) -> tuple[np.ndarray, int]:
-        """Pixels (h, width, 3) of a row of tiles, black where `wanted` (columns,) is False, and how many were decoded."""
+        """Pixels (h, width, 3) of a row of tiles, black where `wanted` (columns,) is False, and how many it decoded."""
         ...
 
 
 class Source(Protocol):
     """A described slide."""
 
-    path: Path | None
-    levels: tuple[Level, ...]
-    mpp: tuple[float, float] | None
+    @property
+    def path(self) -> Path | None: ...
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+    @property
+    def mpp(self) -> tuple[float, float] | None: ...
 
     def reader(self) -> Reader: ...
 
@@ -81,8 +89,8 @@ def check_tile(path: Path, level: Level, max_px: int) -> None:
     px = min(level.tile_w, level.width) * min(level.tile_h, level.height)
     if px > max_px:
         raise ImageRefused(
-            f"'{path}' has to be decoded {px:,} px at a time, more than the bound of {max_px:,} px; convert it to a tiled, "
-            "pyramidal TIFF, or raise the bound with SlideImage.open(..., max_px=...)"
+            f"'{path}' has to be decoded {px:,} px at a time, more than the bound of {max_px:,} px; convert it to a "
+            "tiled, pyramidal TIFF, or raise the bound with SlideImage.open(..., max_px=...)"
         )
 
 
@@ -90,7 +98,7 @@ class Closing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: _Kind, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -151,7 +159,7 @@ class PlainSource:
         """Describe the file from its header."""
         with path.open("rb") as file, _plugin(path, file) as image:
             mode, (width, height) = image.mode, image.size
-            bits = 16 if mode.startswith("I") else 8
+            bits = 8
             if image.format == "PNG":
                 file.seek(24)  # bit depth in IHDR, which PIL hides where it cuts 16 bits down to 8
                 bits = max(8, file.read(1)[0])
@@ -167,15 +175,15 @@ class PlainSource:
         try:
             data = self.path.read_bytes()
             if data[:2] == b"\xff\xd8" and not jpeg_is_complete(data):
-                raise ImageReadError("the data ends before the end-of-image marker")  # libjpeg would fill in grey
+                raise ValueError("the data ends before the end-of-image marker")  # libjpeg would fill in grey
             if self.bits == 16:
                 pixels = to_rgb(imagecodecs.png_decode(data), alpha=True)
             elif self.mode in ("L", "RGB") and data[:2] == b"\xff\xd8":
                 pixels = to_rgb(imagecodecs.jpeg8_decode(data))
             else:
                 pixels = self._with_pillow()
-        except ImageRefused:
-            raise
+        except ImageRefused as error:
+            raise ImageRefused(f"'{self.path}': {error}") from error
         except READ_ERRORS as error:
             raise ImageReadError(broken(self.path, error)) from error
         if pixels.shape != (level.height, level.width, 3):
@@ -187,7 +195,7 @@ class PlainSource:
 
     def _with_pillow(self) -> np.ndarray:
         with self.path.open("rb") as file, _plugin(self.path, file) as image:
-            if image.mode in ("P", "PA", "LA", "RGBA", "1", "L") and ("transparency" in image.info or "A" in image.mode):
+            if image.mode in ("PA", "LA", "RGBA") or "transparency" in image.info:
                 return to_rgb(np.asarray(image.convert("RGBA")), alpha=True)
             return to_rgb(np.asarray(image.convert("RGB")))
 
@@ -208,7 +216,7 @@ def _plugin(path: Path, file: Any) -> Any:
             return PngImagePlugin.PngImageFile(file)
     except READ_ERRORS as error:
         raise ImageReadError(broken(path, error)) from error
-    raise ImageReadError(f"'{path}' is neither a JPEG nor a PNG (its first bytes are {magic!r}); give it its proper suffix")
+    raise ImageReadError(f"'{path}' is neither JPEG nor PNG (its first bytes are {magic!r}); give it its proper suffix")
 
 
 def broken(path: Path, error: BaseException) -> str:

@@ -226,7 +226,7 @@ class Draft:
         parts = [map_array(self._part(index)) for index in range(self.chunks) if self._part(index).exists()]
         held = np.concatenate([np.empty(0, np.int64), *(part["row"] for part in parts)])
         if not np.array_equal(np.sort(held), np.arange(self.rows)):
-            raise ValueError(f"the draft at {str(self.folder)!r} holds {len(held)} of {self.rows} rows; put the rest first")
+            raise ValueError(f"{str(self.folder)!r} holds {len(held)} of {self.rows} rows; put the rest first")
         order = np.argsort(held)
         part_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
         place_of = np.concatenate([held[:0], *(np.arange(len(part)) for part in parts)])[order]
@@ -289,13 +289,15 @@ def _disk_full(folder: Path, needed: int, free: int | None) -> DiskFull:
     have = "" if free is None else f" and {free / 1e6:,.1f} MB are free"
     return DiskFull(
         errno.ENOSPC,
-        f"no room on the disk: {needed / 1e6:,.1f} MB are still to be written{have}. Nothing half-written is left; make "
-        "room or choose another folder, and run the same command again: it goes on from the finished chunks",
+        f"no room on the disk: {needed / 1e6:,.1f} MB are still to be written{have}. Nothing half-written is left; "
+        "make room or choose another folder, and run the same command again: it goes on from the finished chunks",
         str(folder),
     )
 
 
-def _save_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], blocks: Iterator[np.ndarray]) -> dict[str, Any]:
+def _save_array(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], blocks: Iterator[np.ndarray]
+) -> dict[str, Any]:
     with writing(path) as handle:
         digest = dump(handle, shape, dtype, blocks)
     return {"shape": list(shape), "dtype": dtype.str, "digest": digest}

@@ -9,7 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from histoweave.embed.encoders import DEFAULT_ENCODER, Encoder, EncoderCard, create_encoder, list_encoders
+    from histoweave.embed.encoders import (
+        DEFAULT_ENCODER,
+        Encoder,
+        EncoderCard,
+        create_encoder,
+        encoder_card,
+        list_encoders,
+    )
     from histoweave.embed.extract import SectionFeatures, embed
     from histoweave.embed.stain import Macenko, Reinhard
 
@@ -18,6 +25,7 @@ _HOME = {
     "Encoder": "encoders",
     "EncoderCard": "encoders",
     "create_encoder": "encoders",
+    "encoder_card": "encoders",
     "list_encoders": "encoders",
     "SectionFeatures": "extract",
     "embed": "extract",
@@ -33,6 +41,7 @@ __all__ = [
     "SectionFeatures",
     "create_encoder",
     "embed",
+    "encoder_card",
     "list_encoders",
 ]
 

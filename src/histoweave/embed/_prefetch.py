@@ -20,7 +20,7 @@ def prefetch(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
     items: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
 
-    def hand_over(last: bool, item: T | BaseException | None) -> None:
+    def hand_over(item: T | BaseException | None, *, last: bool = False) -> None:
         while not stop.is_set():
             try:
                 return items.put((last, item), timeout=0.1)
@@ -30,13 +30,13 @@ def prefetch(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
     def work() -> None:
         try:
             for item in source:
-                hand_over(False, item)
+                hand_over(item)
                 if stop.is_set():
                     return
         except BaseException as error:  # noqa: BLE001  it is raised in the thread that waits for it
-            hand_over(True, error)
+            hand_over(error, last=True)
         else:
-            hand_over(True, None)
+            hand_over(None, last=True)
 
     def receive() -> Iterator[T]:
         while True:

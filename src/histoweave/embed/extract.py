@@ -1,8 +1,9 @@
 """`embed`: the windows of a cohort through an encoder into the store, each distinct window once, resumable anywhere.
 
-A chunk of the store is one batch of the encoder: the windows in the order in which the slide gives them, cut into pieces of
-`batch`. That order is fixed by the slide and the positions, so a rerun cuts the same pieces, encodes those that are
-missing, and ends with the same bytes. Decoding runs ahead in a thread of its own, over the border between sections too.
+A chunk of the store is one batch of the encoder: the windows in the order in which the slide gives them, cut into
+pieces of `batch`. That order is fixed by the slide and the positions, so a rerun cuts the same pieces, encodes those
+that are missing, and ends with the same bytes. Decoding runs ahead in a thread of its own, over the border between
+sections too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,14 +42,15 @@ class Progress(Protocol):
 class SectionFeatures:
     """What was seen of one section: arrays mapped from the store, read-only.
 
-    `emb` (n, d) float16 is the spot view and `inside` (n,) the part of each window that lies in the image. With context,
-    `ctx` (u, d) float16 holds the further windows, `ctx_index` (n, k * k) int32 points into ``concat[emb; ctx]`` in
-    row-major order (row = y), and `ctx_mask` (n, k * k) bool is False where a tile reaches beyond the image; the centre
-    tile is the spot's own row and always True. `pixels` (n, out, out, 3) uint8 are the spot windows.
+    `emb` (n, d) float16 is the spot view and `inside` (n,) the part of each window that lies in the image. With
+    context, `ctx` (u, d) float16 holds the further windows, `ctx_index` (n, k * k) int32 points into
+    ``concat[emb; ctx]`` in row-major order (row = y), and `ctx_mask` (n, k * k) bool is False where a tile reaches
+    beyond the image; the centre tile is the spot's own row and always True. `pixels` (n, out, out, 3) uint8 are the
+    spot windows.
     """
 
     emb: np.ndarray
-    inside: np.ndarray
+    inside: np.ndarray | None = None
     ctx: np.ndarray | None = None
     ctx_index: np.ndarray | None = None
     ctx_mask: np.ndarray | None = None
@@ -103,7 +106,7 @@ def embed(
         Before the start or in the middle; a rerun goes on from the finished chunks.
     """
     _check(encoder, window, context, batch)
-    plans = [_Plan(section, encoder, store, window, context, pixels, stain) for section in cohort]
+    plans = [_Plan(section, encoder, store, window, context, stain, pixels=pixels) for section in cohort]
     blind = [plan.section.id for plan in plans if plan.section.image is None and not plan.linked()]
     if blind:
         raise ValueError(
@@ -132,14 +135,22 @@ class _Plan:
     """What is wanted of one section, and under which addresses it lies or will lie."""
 
     def __init__(
-        self, section: Section, encoder: Encoder, store: Store, window: Window, context: int, pixels: bool, stain: StainNormalizer | None
+        self,
+        section: Section,
+        encoder: Encoder,
+        store: Store,
+        window: Window,
+        context: int,
+        stain: StainNormalizer | None,
+        *,
+        pixels: bool,
     ) -> None:
         self.section, self.encoder, self.store, self.window, self.context = section, encoder, store, window, context
         self.um_per_px = section.um_per_px
         seen = {
             "um_per_px": None if window.um is None else self.um_per_px,
             "window": {"um": None if window.um is None else float(window.um), "px": window.px, "out": window.out},
-            "xy": hashlib.blake2b(np.ascontiguousarray(section.xy, "<f8"), digest_size=20).hexdigest(),
+            "xy": hashlib.blake2b(np.ascontiguousarray(section.xy, "<f8").tobytes(), digest_size=20).hexdigest(),
             "stain": None if stain is None else stain.digest,
             "stored": "float16",
         }
@@ -149,7 +160,9 @@ class _Plan:
         if pixels:
             views["pixels"] = {**seen, "view": "pixels"}
         # A section can lose its image once its features exist; then they are found by the section's name.
-        self.links = {view: Store.address(**parts, section=section.id, patient=section.patient) for view, parts in views.items()}
+        self.links = {
+            view: Store.address(**parts, section=section.id, patient=section.patient) for view, parts in views.items()
+        }
         image = section.image
         self.parts = {} if image is None else {view: {**parts, "slide": image.digest} for view, parts in views.items()}
 
@@ -188,7 +201,12 @@ class _Plan:
             mask = np.concatenate([found["inside"], found["ctx_inside"]])[index] >= _WHOLE
             mask[:, index.shape[1] // 2] = True
         return SectionFeatures(
-            emb=found["emb"], inside=found["inside"], ctx=found.get("ctx_emb"), ctx_index=found.get("ctx_index"), ctx_mask=mask, pixels=found.get("pixels")
+            emb=found["emb"],
+            inside=found["inside"],
+            ctx=found.get("ctx_emb"),
+            ctx_index=found.get("ctx_index"),
+            ctx_mask=mask,
+            pixels=found.get("pixels"),
         )
 
 
@@ -205,7 +223,7 @@ class _Job:
 
     def finish(self) -> None:
         self.spot.finish()
-        if self.context is not None:
+        if self.context is not None and self.tiles.index is not None:
             self.context.finish(index=self.tiles.index)
         if self.pixels is not None:
             self.pixels.finish()
@@ -213,7 +231,7 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One chunk of one view: rows (b,) of the view, pixels (b, out, out, 3), inside (b,). Without rows: the job's end."""
+    """One chunk of a view: rows (b,) of the view, pixels (b, out, out, 3), inside (b,). Without rows: the job's end."""
 
     job: _Job
     of_spots: bool = True
@@ -227,14 +245,16 @@ def _pieces(jobs: list[_Job], window: Window, stain: StainNormalizer | None, bat
     for job in jobs:
         image, n = job.section.image, job.section.n
         assert image is not None
-        slide = None if stain is None else stain.for_slide(image)
         held: dict[bool, _Rebatch] = {True: _Rebatch(batch), False: _Rebatch(batch)}
-        for rows, pixels, inside in image.windows(job.tiles.centres, window, job.section.um_per_px, batch=batch):
-            pixels = pixels if slide is None else slide(pixels)
-            for of_spots, mine in ((True, rows < n), (False, rows >= n)):
-                part = rows[mine] - (0 if of_spots else n)
-                for cut in held[of_spots].add(part, pixels[mine], inside[mine]):
-                    yield _Piece(job, of_spots, *cut)
+        with nullcontext() if stain is None else image.held():  # stains are measured on the same decoded slide
+            slide = None if stain is None else stain.for_slide(image)
+            given = image.windows(job.tiles.centres, window, job.section.um_per_px, batch=batch, allow_outside=True)
+            for rows, pixels, inside in given:
+                pixels = pixels if slide is None else slide(pixels)
+                for of_spots, mine in ((True, rows < n), (False, rows >= n)):
+                    part = rows[mine] - (0 if of_spots else n)
+                    for cut in held[of_spots].add(part, pixels[mine], inside[mine]):
+                        yield _Piece(job, of_spots, *cut)
         for of_spots in (True, False):
             for cut in held[of_spots].rest():
                 yield _Piece(job, of_spots, *cut)
@@ -264,7 +284,13 @@ class _Rebatch:
 
 
 def _run(
-    jobs: list[_Job], encoder: Encoder, window: Window, stain: StainNormalizer | None, batch: int, device: str, progress: Progress | None
+    jobs: list[_Job],
+    encoder: Encoder,
+    window: Window,
+    stain: StainNormalizer | None,
+    batch: int,
+    device: str,
+    progress: Progress | None,
 ) -> None:
     total, done = sum(len(job.tiles.centres) for job in jobs), 0
     writing: list[Future[None]] = []
@@ -287,7 +313,9 @@ def _run(
 def _encode(piece: _Piece, encoder: Encoder, device: str) -> Iterator[tuple[Draft, dict[str, Any]]]:
     """Give what is to be written of a piece: nothing where its chunk is finished already."""
     job, view = piece.job, piece.job.spot if piece.of_spots else piece.job.context
-    assert view is not None and piece.rows is not None and piece.pixels is not None
+    assert view is not None
+    assert piece.rows is not None
+    assert piece.pixels is not None
     if not view.done(piece.index, piece.rows):
         tensor = torch.from_numpy(piece.pixels).permute(0, 3, 1, 2).to(device)  # (b, 3, h, w), channels last in memory
         exact = encoder.encode(tensor).cpu().numpy()
@@ -295,8 +323,8 @@ def _encode(piece: _Piece, encoder: Encoder, device: str) -> Iterator[tuple[Draf
             emb = exact.astype(np.float16)
         if not np.isfinite(emb).all():
             raise ValueError(
-                f"encoder {encoder.name!r} gave values that are not finite, or beyond what float16 holds (largest {np.abs(exact).max():g}), "
-                f"in section {job.section.id!r}: its weights or its normalisation are not the right ones"
+                f"encoder {encoder.name!r} gave values that are not finite, or beyond what float16 holds (largest "
+                f"{np.abs(exact).max():g}), in section {job.section.id!r}: its weights or its normalisation are wrong"
             )
         yield view, {"emb": emb, "inside": piece.inside}
     if piece.of_spots and job.pixels is not None and not job.pixels.done(piece.index, piece.rows):

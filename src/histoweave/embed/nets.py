@@ -19,6 +19,7 @@ class Trunk(nn.Module):
     `net` is the bare network: its names are those of the weights' file. What trains on pixels trains this module.
     """
 
+    net: Any  # torch.nn.Module; its methods differ from family to family
     mean: Tensor
     std: Tensor
 
@@ -82,8 +83,8 @@ def _timm(row: Mapping[str, Any], px: int) -> nn.Module:
 
 
 def _ctranspath(row: Mapping[str, Any], px: int) -> nn.Module:
-    net = _timm(row, px)
-    net.patch_embed = ConvStem(net.embed_dim)
+    net: Any = _timm(row, px)
+    net.patch_embed = ConvStem(net.patch_embed.proj.out_channels)
     return net
 
 

@@ -1,10 +1,10 @@
-"""Stain normalisation of H&E windows: Macenko (optical density) and Reinhard (colour statistics), estimated once per slide.
+"""Stain normalisation of H&E windows: Macenko (optical density) and Reinhard (colour statistics), once per slide.
 
 Sources: Macenko et al. 2009, A method for normalizing histology slides for quantitative analysis, ISBI; Reinhard et al.
 2001, Color transfer between images, IEEE CG&A 21(5); Ruderman et al. 1998, J Opt Soc Am A 15(8) for the colour space.
 
-A slide is measured on its thumbnail (at most `SAMPLE_PX` pixels a side) and every window of it is treated alike, so that
-a window's result does not depend on the windows beside it.
+A slide is measured on its thumbnail (at most `SAMPLE_PX` pixels a side) and every window of it is treated alike, so
+that a window's result does not depend on the windows beside it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ WHITE = 240.0  # intensity of unstained glass (Macenko et al.)
 _MIN_DENSITY = 0.15  # optical density below which a pixel counts as glass (Macenko et al.)
 _TAIL = 1.0  # per cent cut off on either side of the stain angles, and above the concentrations (Macenko et al.)
 _MIN_TISSUE = 100  # pixels: fewer give no stable estimate, and the slide is left as it is
+_TOO_LITTLE = f"the reference image shows fewer than {_MIN_TISSUE} pixels of stained tissue; choose another"
 
-# The customary target, after the reference slide of Macenko et al., rounded: optical densities of haematoxylin and eosin
-# over R, G, B, and the 99th percentile of their concentrations.
+# The customary target, after the reference slide of Macenko et al., rounded: optical densities of haematoxylin and
+# eosin over R, G, B, and the 99th percentile of their concentrations.
 _TARGET_STAINS = ((0.56, 0.72, 0.41), (0.21, 0.80, 0.56))
 _TARGET_REACH = (1.9, 1.0)
 
@@ -60,10 +61,10 @@ class Macenko:
 
     @classmethod
     def fit(cls, pixels: np.ndarray) -> Macenko:
-        """Take the target from the pixels (…, 3) uint8 of a reference image; ValueError if it shows too little tissue."""
+        """Take the target from a reference image (…, 3) uint8; ValueError if it shows too little tissue."""
         found = _measure(_rgb(pixels))
         if found is None:
-            raise ValueError(f"the reference image shows fewer than {_MIN_TISSUE} pixels of stained tissue; choose another")
+            raise ValueError(_TOO_LITTLE)
         stains, reach = found
         return cls(stains=tuple(tuple(map(float, row)) for row in stains), reach=tuple(map(float, reach)))
 
@@ -105,10 +106,10 @@ class Reinhard:
 
     @classmethod
     def fit(cls, pixels: np.ndarray) -> Reinhard:
-        """Take the target from the pixels (…, 3) uint8 of a reference image; ValueError if it shows too little tissue."""
+        """Take the target from a reference image (…, 3) uint8; ValueError if it shows too little tissue."""
         found = _statistics(_rgb(pixels))
         if found is None:
-            raise ValueError(f"the reference image shows fewer than {_MIN_TISSUE} pixels of stained tissue; choose another")
+            raise ValueError(_TOO_LITTLE)
         return cls(mean=tuple(map(float, found[0])), sd=tuple(map(float, found[1])))
 
     @property

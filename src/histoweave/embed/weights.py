@@ -43,13 +43,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise WeightsError(f"{str(path)!r} is damaged or no safetensors file ({error}); fetch it again") from error
     if path.suffix not in _TORCH_SUFFIXES:
-        raise WeightsError(f"weights {str(path)!r} have the suffix {path.suffix!r}: expected .safetensors or one of {_TORCH_SUFFIXES}")
+        known = (".safetensors", *_TORCH_SUFFIXES)
+        raise WeightsError(f"weights {str(path)!r} have the suffix {path.suffix!r}: expected one of {known}")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{str(path)!r} holds more than tensors, and reading it would run code from the file. Convert to safetensors "
-            "where you trust it (torch.load(…, weights_only=False)['state_dict'], then safetensors.torch.save_file)"
+            f"{str(path)!r} holds more than tensors, and reading it would run code from the file. Convert to "
+            "safetensors where you trust it (torch.load(…, weights_only=False)['state_dict'], then "
+            "safetensors.torch.save_file)"
         ) from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:  # all seen on garbage
         raise WeightsError(f"{str(path)!r} is damaged or no PyTorch file ({error}); fetch it again") from error
@@ -78,12 +80,15 @@ def fetch_weights(name: str, repository: str, files: Sequence[str], *, gated: bo
             return Path(hf_hub_download(repository, file))
         except errors.GatedRepoError as error:
             raise WeightsNotFound(
-                f"the weights of encoder {name!r} are gated: accept their licence at https://huggingface.co/{repository}, "
-                f"set HF_TOKEN to a token of that account and run again; or {by_hand}"
+                f"the weights of encoder {name!r} are gated: accept their licence at "
+                f"https://huggingface.co/{repository}, set HF_TOKEN to a token of that account and run again; or "
+                f"{by_hand}"
             ) from error
         except errors.LocalEntryNotFoundError as error:
             terms = " (gated: accept the licence there first)" if gated else ""
-            raise WeightsNotFound(f"encoder {name!r}: the hub is out of reach and its weights are not cached; {by_hand}{terms}") from error
+            raise WeightsNotFound(
+                f"encoder {name!r}: the hub is out of reach and its weights are not cached; {by_hand}{terms}"
+            ) from error
         except errors.EntryNotFoundError:
             continue
         except (errors.HfHubHTTPError, OSError) as error:
@@ -91,7 +96,9 @@ def fetch_weights(name: str, repository: str, files: Sequence[str], *, gated: bo
     raise WeightsNotFound(f"encoder {name!r}: {repository} holds none of {list(files)} any more; {by_hand}")
 
 
-def fit_weights(net: nn.Module, given: Mapping[str, Tensor], *, name: str, drop: Sequence[str] = (), keys: str | None = None) -> None:
+def fit_weights(
+    net: nn.Module, given: Mapping[str, Tensor], *, name: str, drop: Sequence[str] = (), keys: str | None = None
+) -> None:
     """Load tensors into a network, translating their names; anything left over or missing is an error that says so."""
     ours = net.state_dict()
     state = _TRANSLATIONS[keys](dict(given)) if keys else dict(given)
@@ -101,20 +108,27 @@ def fit_weights(net: nn.Module, given: Mapping[str, Tensor], *, name: str, drop:
     unexpected = [key for key in state if key not in ours]
     shapes = [key for key in ours if key in state and state[key].shape != ours[key].shape]
     if missing or unexpected or shapes:
-        raise WeightsError(f"these weights are not those of encoder {name!r}: " + _complaint(ours, state, missing, unexpected, shapes))
+        complaint = _complaint(ours, state, missing, unexpected, shapes)
+        raise WeightsError(f"these weights are not those of encoder {name!r}: {complaint}")
     net.load_state_dict({**ours, **state})
 
 
-def _complaint(ours: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
+def _complaint(
+    ours: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    shapes: list[str],
+) -> str:
     said = []
     if missing:
         said.append(f"{len(missing)} of {len(ours)} tensors are missing (first {missing[:3]})")
     if unexpected:
         said.append(f"{len(unexpected)} are not expected (first {unexpected[:3]})")
     if shapes:
-        first = shapes[0]
-        said.append(f"{len(shapes)} have another shape (first {first!r}: {list(state[first].shape)}, expected {list(ours[first].shape)})")
-    return "; ".join(said) + ". Give the file that belongs to this encoder, or name the encoder that the file belongs to"
+        first, given, wanted = shapes[0], list(state[shapes[0]].shape), list(ours[shapes[0]].shape)
+        said.append(f"{len(shapes)} have another shape (first {first!r}: {given}, expected {wanted})")
+    return "; ".join(said) + ". Give the file that belongs to this encoder, or name the encoder that the file is for"
 
 
 def _without_prefixes(key: str, ours: Mapping[str, Tensor]) -> str:

@@ -36,10 +36,11 @@ class Attention(nn.Module):
         super().__init__()
         if heads < 1 or width % heads:
             raise ValueError(f"width {width} cannot be split into {heads} heads: choose a divisor of the width")
-        self.heads, self.dropout, self.always_drop = heads, dropout, always_drop
+        self.heads = heads
         self.q = nn.Linear(width, width, bias=False)
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width) if heads > 1 else nn.Identity()
+        self.dropout = _AlwaysDropout(dropout) if always_drop else nn.Dropout(dropout)
         self.bias: nn.Parameter | None = None
         if grid is not None:
             self.bias = nn.Parameter(torch.zeros(heads, grid * grid))
@@ -54,7 +55,7 @@ class Attention(nn.Module):
         k, v = self.kv(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         some = None if key_mask is None else key_mask.any(-1)  # (b,)
         if key_mask is not None and some is not None:
-            key_mask = (key_mask | ~some[:, None])[:, None, None]  # a softmax over no key at all would be NaN
+            key_mask = (key_mask | ~some[:, None])[:, None, None]  # in some kernels a softmax over no key is NaN
         mask = key_mask
         if self.bias is not None:
             mask = self.bias[:, self.cell].to(q.dtype)[None]  # (1, heads, q, k)
@@ -63,7 +64,14 @@ class Attention(nn.Module):
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)  # (b, q, d)
         if some is not None:
             x = x * some[:, None, None]
-        return F.dropout(self.out(x), self.dropout, training=self.training or self.always_drop)
+        return self.dropout(self.out(x))
+
+
+class _AlwaysDropout(nn.Dropout):
+    """Dropout in evaluation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p)
 
 
 class Block(nn.Module):

@@ -12,8 +12,8 @@ from scipy.spatial import cKDTree
 from histoweave.data.section import Section
 from histoweave.pp.lattice import derive_array, lattice
 
-_EDGE_NEIGHBOURS = 12  # of 12 points at random round a spot, all fall on one side with a chance of 12 / 2^11, under 1 %
-_EDGE_ANGLE = np.deg2rad(170)  # a straight edge leaves 180° open; one missing spot of a lattice leaves at most 120°
+_EDGE_NEIGHBOURS = 16  # points at random round a spot leave 150° open with a chance of 16 · (210 / 360)^15, under 1 %
+_EDGE_ANGLE = np.deg2rad(150)  # a straight edge leaves 180° open, less where spots are jittered; one missing spot 120°
 
 
 def neighbours(section: Section, hops: int = 1) -> np.ndarray:
@@ -138,7 +138,7 @@ def radius(xy: np.ndarray, r: float, max_neighbors: int) -> np.ndarray:
 def edge_distance(xy: np.ndarray) -> np.ndarray:
     """Distance of each spot to the edge of the tissue, as the spots show it.
 
-    A spot lies on the edge if its 12 nearest neighbours leave an angle of 170° or more open: a straight edge leaves
+    A spot lies on the edge if its 16 nearest neighbours leave an angle of 150° or more open: a straight edge leaves
     180°, a single missing spot of a square or hexagonal lattice at most 120°. The distance is that to the nearest spot
     on the edge, so it is 0 there.
 

@@ -44,7 +44,8 @@ def um_per_px(array_xy: np.ndarray, xy: np.ndarray, platform: str, *, id: str) -
     SectionError
         Fewer than four spots, or spots on one line; positions that are no lattice.
     """
-    um = lattice_um(array_xy, platform)
+    known = np.isfinite(xy).all(axis=1)
+    um, xy = lattice_um(array_xy, platform)[known], xy[known]
     remedy = "give it (`--mpp`, the `mpp` column of samples.csv, or `um_per_px=`)"
     centred = um - um.mean(axis=0)
     if len(um) < 4 or np.linalg.svd(centred, compute_uv=False)[-1] < 1e-6 * PITCH_UM[platform]:

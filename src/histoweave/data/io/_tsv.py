@@ -16,6 +16,7 @@ from scipy import sparse
 from histoweave.data.section import SectionError
 
 ZERO, NEWLINE = ord("0"), ord("\n")
+EXACT_DIGITS = 15  # integers of that many digits are exact as float64
 TAB_OR_NEWLINE = 10  # no other character up to this code occurs in a table
 
 
@@ -57,7 +58,11 @@ def read_count_table(path: str | Path) -> CountTable:
         An empty table, lines of unequal length, an empty cell, a cell that is no number.
     """
     path = Path(path)
-    raw = read_bytes(path).replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b'"', b"").rstrip(b"\n")
+    raw = read_bytes(path)
+    for spelling, plain in ((b"\r\n", b"\n"), (b"\r", b"\n"), (b'"', b"")):
+        if spelling in raw:
+            raw = raw.replace(spelling, plain)
+    raw = raw.rstrip(b"\n")
     if path.name.removesuffix(".gz").endswith(".csv"):
         raw = raw.replace(b",", b"\t")
     first, _, rest = raw.partition(b"\n")
@@ -113,14 +118,16 @@ def _values(
             f"{columns[column[i]]!r}); write 0, or drop the spot"
         )
     values = np.empty(len(begin), dtype=np.float64)
-    for size in np.unique(length):
+    for size in np.flatnonzero(np.bincount(length)).tolist():
         which = np.flatnonzero(length == size)
-        text = body[begin[which, None] + np.arange(size)]
-        digits = text - np.uint8(ZERO)
-        if size <= 15 and (digits <= 9).all():
-            values[which] = digits @ (10.0 ** np.arange(size - 1, -1, -1))
-        else:
-            values[which] = _floats(path, text)
+        at = begin[which]
+        number = np.zeros(len(which))
+        digits_only = size <= EXACT_DIGITS
+        for place in range(min(size, EXACT_DIGITS)):
+            digit = body[at + place] - np.uint8(ZERO)  # wraps below the digits, so that one comparison is enough
+            digits_only = digits_only and bool(digit.max() <= 9)
+            number = number * 10 + digit
+        values[which] = number if digits_only else _floats(path, body[at[:, None] + np.arange(size)])
     starts = np.searchsorted(cell, np.arange(len(rows) + 1) * width)
     matrix = sparse.csr_matrix((values, column, starts), shape=(len(rows), len(columns)))
     matrix.eliminate_zeros()

@@ -226,6 +226,10 @@ def read_spots(path: str | Path, *, id: str) -> pd.DataFrame:
         px, py = given["pixel_x"], given["pixel_y"]
     table = pd.DataFrame({"row": np.rint(y), "col": np.rint(x), "fine_x": x, "fine_y": y,
                           "pixel_x": np.asarray(px, dtype=np.float64), "pixel_y": np.asarray(py, dtype=np.float64)})
+    nowhere = ~np.isfinite(table[["row", "col"]].to_numpy()).all(axis=1)
+    if nowhere.any():
+        raise SectionError(f"section {id!r}: {int(nowhere.sum())} lines of '{path}' have no lattice "
+                           f"position (first: line {int(np.flatnonzero(nowhere)[0]) + 2}); drop them")
     repeated = table.duplicated(["row", "col"])
     if repeated.any():
         twice = [f"{int(c)}x{int(r)}" for r, c in table.loc[repeated, ["row", "col"]].to_numpy()[:5]]

@@ -83,21 +83,7 @@ def read_visium(
     if patient is None:
         log.warning("section %r: no patient was given, so its id stands for one", id)
     matrix = _gene_expression(read_matrix(folder), id=id)
-    positions = read_positions(folder / "spatial")
-    if in_tissue:
-        positions = positions[positions["in_tissue"] == 1]
-    at = positions.index.get_indexer(pd.Index(matrix.barcodes))
-    if not (at >= 0).any():
-        raise SectionError(
-            f"section {id!r}: none of the {len(at)} barcodes of the matrix is among the {len(positions)} positions"
-            f"{' under tissue' if in_tissue else ''}; the matrix has {matrix.barcodes[:2]}, the positions "
-            f"{positions.index[:2].tolist()}. Do both come from one run?"
-        )
-    if (at < 0).any():
-        log.info("section %r: %d of %d barcodes have no position%s", id, int((at < 0).sum()), len(at),
-                 " under tissue" if in_tissue else "")
-    kept = np.flatnonzero(at >= 0)
-    positions = positions.iloc[at[kept]]
+    kept, positions = _join(id, matrix.barcodes, read_positions(folder / "spatial"), in_tissue=in_tissue)
     xy = positions[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
     array_xy = positions[["array_col", "array_row"]].to_numpy(dtype=np.int64)
     scale = _lattice.resolve(um_per_px, array_xy, xy, "visium", id=id)
@@ -250,6 +236,22 @@ def _gene_names(matrix: FeatureMatrix, genes: str, *, id: str) -> list[str]:
     if shared.any():
         log.info("section %r: symbols of several genes, named by id: %s", id, ", ".join(symbols[shared].unique()))
     return symbols.where(~shared, pd.Series(matrix.ids, dtype=object)).tolist()
+
+
+def _join(id: str, barcodes: list[str], positions: pd.DataFrame, *, in_tissue: bool) -> tuple[np.ndarray, pd.DataFrame]:
+    """Rows of the matrix that have a position, and those positions in the same order."""
+    where = " under tissue" if in_tissue else ""
+    if in_tissue:
+        positions = positions[positions["in_tissue"] == 1]
+    at = positions.index.get_indexer(pd.Index(barcodes))
+    if not (at >= 0).any():
+        raise SectionError(
+            f"section {id!r}: none of the {len(at)} barcodes of the matrix is among the {len(positions)} positions{where}; "
+            f"the matrix has {barcodes[:2]}, the positions {positions.index[:2].tolist()}. Do both come from one run?"
+        )
+    if (at < 0).any():
+        log.info("section %r: %d of %d barcodes have no position%s", id, int((at < 0).sum()), len(at), where)
+    return np.flatnonzero(at >= 0), positions.iloc[at[at >= 0]]
 
 
 def _check_full_resolution(

@@ -1,0 +1,156 @@
+"""What the phantom shows: context models on context genes, the permutation null of noise genes, stain shift, another platform.
+
+    python -m benchmarks.phantom [--quick] [--only main,paper,stain,external]
+
+Writes ``benchmarks/results/phantom.md`` and ``phantom.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from histoweave._repro import fingerprint
+from histoweave.bench.stats import permutation_null
+from histoweave.bench.summary import Report
+from histoweave.commands import bench, external_split
+from histoweave.data.phantom import Phantom, phantom
+from histoweave.data.section import Cohort
+from histoweave.data.split import Split
+from histoweave.demo import FAMILIES, fraction_of_oracle
+from histoweave.settings import BenchSettings
+
+RESULTS = Path(__file__).parent / "results"
+MODELS = "mean,ridge,knn,position,density,colour,stnet,triplex"
+WINDOW_UM = 200.0
+
+
+def settings(truth: Phantom, store: Path, **changes: Any) -> BenchSettings:
+    """A benchmark over all genes of the phantom on the target that its claims are made for."""
+    base = BenchSettings(
+        target="log1p-given", panel=f"list:{','.join(truth.genes.index)}", window_um=WINDOW_UM, out_px=112,
+        models=MODELS, store=str(store), recipe="cpu", name="phantom",
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def noise_null(report: Report, truth: Phantom) -> pd.DataFrame:
+    """Per model: mean PCC on noise genes, and the 99 % interval under permutation of spots within sections."""
+    rows = []
+    for model in report.models:
+        parts = [report.prediction(model, card["fold"]) for card in report.cells if card["model"] == model]
+        genes = [gene for gene in parts[0].var_names if truth.families[gene] == "noise"]
+        pred = np.concatenate([np.asarray(p[:, genes].X) for p in parts])
+        real = np.concatenate([np.asarray(p[:, genes].layers["truth"]) for p in parts])
+        section = np.concatenate([p.obs["section"].astype(str).to_numpy() for p in parts])
+        null = permutation_null(real, pred, section, draws=2000, level=0.99)
+        rows.append({"model": model, "noise PCC": null.observed, "low": null.low, "high": null.high, "inside": null.inside})
+    return pd.DataFrame(rows).set_index("model")
+
+
+def main_table(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Eight patients, leave one out: fraction of the oracle, and the null of the noise genes."""
+    truth = phantom(n_patients=4 if quick else 8, spots=(16, 16), seed=11)
+    report = bench(truth.cohort, folder / "main", settings(truth, folder / "store"), say=print)
+    yield "Leave one patient out, log1p of counts over given size factors: PCC (fraction of the section oracle)", (
+        fraction_of_oracle(report, truth))
+    yield "Oracle: what spot, 5 × 5 view and section tell", truth.oracle_table().round(3)
+    yield "Noise genes: mean PCC and the 99 % interval under permutation of spots within sections", noise_null(report, truth)
+    yield "Against ridge, all genes", report.tests.set_index("model")[["difference", "n_patients", "p", "p_holm", "note"]]
+
+
+def paper_table(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The same cohort under the papers' target: what panel normalisation and smoothing do to the families."""
+    truth = phantom(n_patients=4 if quick else 8, spots=(16, 16), seed=11)
+    chosen = settings(truth, folder / "store", target="triplex-paper", models="ridge,triplex", name="triplex-paper")
+    report = bench(truth.cohort, folder / "paper", chosen, say=print)
+    yield "Target triplex-paper (panel library, log10, 3 × 3 smoothing): PCC; the oracle does not bound smoothed values", (
+        fraction_of_oracle(report, truth))
+
+
+def stain_curve(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Train at stain shift 1, test on a cohort whose shift grows; embeddings standardized by train or by section."""
+    rows = []
+    for shift in (0.0, 1.0, 3.0) if quick else (0.0, 1.0, 2.0, 3.0, 4.0):
+        train = phantom(n_patients=4, spots=(16, 16), seed=21)
+        test = phantom(n_patients=3, spots=(16, 16), seed=22, stain_shift=shift)
+        for how in ("train", "section"):
+            chosen = settings(train, folder / "store", standardize=how, models="ridge,triplex", controls="mean,ridge")
+            scores = external(train.cohort, test, chosen, folder / f"stain-{shift}-{how}")
+            rows += [{"stain shift": shift, "standardize": how, "model": model, **score} for model, score in scores.items()]
+    table = pd.DataFrame(rows).pivot_table(index=["model", "standardize"], columns="stain shift", values="local")
+    yield "Stain shift of the test cohort (training at 1): PCC on local genes", table.round(3).reset_index().set_index("model")
+
+
+def across_platforms(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Train on phantom-ST, test on phantom-Visium at another µm per px; physical windows against native pixels."""
+    train = phantom(n_patients=4, spots=(16, 16), seed=31)
+    test = phantom(n_patients=3, layout="visium", spots=(20, 20), um_per_px=1.0, pitch_um=200.0, tile_um=200.0, seed=32)
+    rows = {}
+    for name, changes in {"rescaled (200 µm)": {}, "native pixels (112 px)": {"window_px": 112}}.items():
+        chosen = settings(train, folder / "store", models="ridge,triplex", controls="mean,ridge", **changes)
+        for model, score in external(train.cohort, test, chosen, folder / f"external-{len(rows)}").items():
+            rows[f"{model}, {name}"] = score
+    yield "Trained on phantom-ST (1.79 µm/px), tested on phantom-Visium (1.0 µm/px): PCC", pd.DataFrame(rows).T.round(3)
+
+
+def external(train: Cohort, test: Phantom, chosen: BenchSettings, folder: Path) -> dict[str, dict[str, float]]:
+    """PCC per model and family of an external test."""
+    joined, splits, _ = external_split(train, test.cohort)
+    report = bench(joined, folder, chosen, splits=splits, say=print)
+    rows = report.rows[report.rows["metric"] == "pcc"].assign(family=lambda r: r["gene"].map(test.families))
+    mean = rows.groupby(["model", "family"])["value"].mean()
+    return {model: {family: float(mean[model, family]) for family in (*FAMILIES, "noise")} for model in report.models}
+
+
+PARTS = {"main": main_table, "paper": paper_table, "stain": stain_curve, "external": across_platforms}
+
+
+def run() -> None:
+    """Runs the parts asked for and writes their tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer patients and points")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts joined by commas")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--work", type=Path, default=None, help="folder of the runs; default: temporary")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        for part in given.only.split(","):
+            tables = list(PARTS[part](given.work or Path(temporary), quick=given.quick))
+            write(given.out, part, tables, quick=given.quick)
+
+
+def write(out: Path, part: str, tables: list[tuple[str, pd.DataFrame]], *, quick: bool) -> None:
+    """Markdown and JSON of one part, with command, machine and date."""
+    card = fingerprint(part=part, quick=quick)
+    command = f"python -m benchmarks.phantom --only {part}" + (" --quick" if quick else "")
+    lines = [f"# Phantom: {part}", "", f"`{command}`, {date.today()}, {platform.processor() or platform.machine()}, "
+             f"{card['threads']} threads, {card['device']}, torch {card['versions']['torch']}. Recipe `cpu`, seed 0.", ""]
+    for title, table in tables:
+        lines += [f"## {title}", "", markdown(table), ""]
+    (out / f"phantom-{part}.md").write_text("\n".join(lines), encoding="utf-8")
+    values = {title: json.loads(table.reset_index().to_json(orient="records")) for title, table in tables}
+    (out / f"phantom-{part}.json").write_text(json.dumps({"command": command, "card": card, "tables": values}, indent=1) + "\n")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    rows = [[table.index.name or "", *map(str, table.columns)], ["---"] * (len(table.columns) + 1)]
+    for index, row in zip(table.index, table.itertuples(index=False), strict=True):
+        rows.append([str(index), *(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,272 @@
+"""`write_html`: the results of a run as one page that needs nothing beside itself: no network, no script.
+
+Figures are inline SVG with the page's own fonts and colours (light and dark); what is drawn over a slide is a raster
+image inside them. Every name that comes from data is escaped, by jinja2 in the text and by matplotlib in the figures.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+import anndata
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from histoweave import _keys as K
+from histoweave.bench.summary import Report, notes
+from histoweave.bench.trust import MIN_RELIABILITY
+from histoweave.data._atomic import writing
+from histoweave.data.section import Cohort
+from histoweave.pl import Plate, ceiling_scatter, error_map, marker_map, patient_dots
+from histoweave.pl.maps import GROUND, INK, LINE, MUTED
+from histoweave.pl.scores import CONTROL, METHOD
+from histoweave.report import tables
+
+_DPI = 190  # of raster layers: about two image px per CSS px
+_JPEG = 85
+_THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", GROUND: "var(--ground)", METHOD: "var(--method)",
+          CONTROL: "var(--control)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure of the page: its SVG, and what it shows in words."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(slots=True)
+class Shown:
+    """The section that the maps show, with the predictions of its fold, each read once."""
+
+    report: Report
+    fold: str
+    section: str
+    patient: str
+    plate: Plate
+    made: dict[str, anndata.AnnData] = field(default_factory=dict)
+
+    def predictions(self) -> dict[str, anndata.AnnData]:
+        """Per model, the stored prediction of this section (first seed)."""
+        if not self.made:
+            for model in self.report.models:
+                seeds = [c["seed"] for c in self.report.cells if (c["model"], c["fold"]) == (model, self.fold)]
+                if seeds:
+                    whole = self.report.prediction(model, self.fold, min(seeds))
+                    self.made[model] = whole[(whole.obs[K.SECTION] == self.section).to_numpy()]
+        return self.made
+
+    def genes(self) -> set[str]:
+        """Genes of the fold's panel."""
+        return {gene for c in self.report.cells if c["fold"] == self.fold for gene in c["panel"]["genes"]}
+
+    def values(self, gene: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Truth (n,) and each model's prediction (n,) of a gene."""
+        made = self.predictions()
+        at = {model: int(table.var_names.get_loc(gene)) for model, table in made.items()}
+        model, table = next(iter(made.items()))
+        return (np.asarray(table.layers["truth"][:, at[model]]),
+                {name: np.asarray(one.X[:, at[name]]).ravel() for name, one in made.items()})
+
+    def pcc(self, gene: str) -> dict[str, float]:
+        """The PCC of each model for a gene in this section, as in the table of results."""
+        rows = self.report.rows
+        rows = rows[(rows["metric"] == "pcc") & (rows["section"] == self.section) & (rows["gene"] == gene)
+                    & (rows["fold"] == self.fold)]
+        return dict(rows.sort_values("seed").groupby("model", observed=True)["value"].first())
+
+
+def write_html(report: Report, cohort: Cohort | None, *, genes: list[str] | None = None) -> Path:
+    """Writes ``report.html`` into the folder of a run and returns its path.
+
+    Parameters
+    ----------
+    cohort
+        The cohort of the run, for the images, spot sizes and annotations of the maps; None draws positions alone.
+    genes
+        Genes of the marker maps; by default the three that the models predict best among those measured reliably.
+
+    Raises
+    ------
+    ValueError
+        A gene that the run did not score; a cohort without any test section of the run.
+    """
+    chosen = _checked_genes(report, genes)
+    shown = _choose_section(report, cohort, chosen)
+    chosen = chosen or tables.default_genes(report, among=sorted(shown.genes()))
+    here = [gene for gene in chosen if gene in shown.genes()]
+    best = tables.best_model(report)
+    trained, folds = tables.fold_rows(report)
+    environment = Environment(loader=PackageLoader("histoweave.report", "."), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("template.html.jinja").render(
+        title=str(report.card["benchmark"]), hidden=tables.hidden(report), protocol=tables.protocol(report),
+        strict=report.card["protocol"] != "paper", units=report.cells[0]["units"], n_folds=len(report.card["folds"]),
+        n_patients=len(set(report.card["patients"].values())), n_sections=len(report.card["patients"]),
+        n_genes=len(report.genes), notes=notes(report), metrics=[tables.NAMES[m] for m in tables.metrics(report)],
+        rows=tables.main_rows(report), made=tables.PROVENANCE, rankable=tables.rankable(report),
+        tests=tables.ridge_rows(report), dots=_dots(report), ceiling=_ceiling(report, best, here), shown=shown,
+        maps=_maps(shown, here), absent=[gene for gene in chosen if gene not in here],
+        error=_error(shown, best, here[0]) if here else None, best=best, trained=trained, folds=folds,
+        genes=tables.gene_rows(report), models=report.models, controls=tables.controls(report),
+        limit=MIN_RELIABILITY, facts=tables.fingerprint_rows(report),
+    )  # fmt: skip
+    path = report.folder / "report.html"
+    with writing(path) as file:
+        file.write(page.encode("utf-8"))
+    return path
+
+
+def _checked_genes(report: Report, genes: Sequence[str] | None) -> list[str]:
+    """The genes asked for, each once; an unknown one is a `ValueError` with the nearest match."""
+    known = [str(gene) for gene in report.rows["gene"].unique()]
+    chosen = list(dict.fromkeys(genes or []))
+    for gene in chosen:
+        if gene not in known:
+            close = get_close_matches(gene, known, n=1)
+            raise ValueError(f"gene {gene!r} was not scored in this run" + (f"; did you mean {close[0]!r}?" if close else "")
+                             + f" It scored {len(known)} genes, among them {', '.join(known[:5])}")
+    return chosen
+
+
+def _choose_section(report: Report, cohort: Cohort | None, genes: Sequence[str]) -> Shown:
+    """The first test section that has an image, of the fold whose panel holds most of the genes asked for."""
+    panels = {c["fold"]: set(c["panel"]["genes"]) for c in report.cells}
+    places = [(fold, id) for fold, test in report.card["folds"].items() for id in test if fold in panels]
+    if cohort is not None:
+        there = [(fold, id) for fold, id in places if id in cohort.ids]
+        if not there:
+            raise ValueError(f"the cohort has no test section of this run (the run: {', '.join(id for _, id in places[:5])}; "
+                             f"the cohort: {', '.join(cohort.ids[:5])}). Give the cohort that was benchmarked")
+        places = [place for place in there if cohort[place[1]].image is not None] or there
+    fold, id = max(places, key=lambda place: len(panels[place[0]] & set(genes)))
+    patient = str(report.card["patients"][id])
+    if cohort is not None:
+        return Shown(report, fold, id, patient, Plate.of(cohort[id]))
+    shown = Shown(report, fold, id, patient, Plate(np.zeros((1, 2)), 1.0))
+    shown.plate = Plate.bare(np.asarray(next(iter(shown.predictions().values())).obsm[K.SPATIAL]))
+    return shown
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _dots(report: Report) -> Drawing:
+    values = tables.by_patient(report)
+    reference = "ridge" if "ridge" in values.columns else None
+    n = len(values)
+    caption = (f"PCC of each of {n} patients (dots; a patient keeps its height within every line) and the mean over them (bar). "
+               "Grey: controls." + (" Dashed: mean of ridge." if reference else ""))
+    means = "; ".join(f"{model} {tables.number(mean)}" for model, mean in values.mean().items())
+    figure = patient_dots(values, controls=tables.controls(report), reference=reference)
+    return _drawing(figure, "dots", caption, f"Dot plot of PCC per patient and model. Means: {means}.")
+
+
+def _ceiling(report: Report, best: str, marked: Sequence[str]) -> Drawing | None:
+    if not report.genes["ceiling"].notna().any():
+        return None
+    pcc = tables.by_gene(report)
+    pcc = pcc[[model for model in dict.fromkeys(["ridge", best]) if model in pcc]]
+    caption = ("PCC of each gene against the highest PCC that its counts allow (√reliability, from random halves of the counts). "
+               "The line is that ceiling; genes left of the dotted line have a reliability under "
+               f"{MIN_RELIABILITY:g} and are not to be judged one by one.")
+    figure = ceiling_scatter(report.genes["ceiling"], pcc, marked=marked, limit=float(np.sqrt(MIN_RELIABILITY)))
+    alt = f"Scatter plots of PCC per gene against its ceiling, for {' and '.join(pcc.columns)}."
+    return _drawing(figure, "ceiling", caption, alt)
+
+
+def _maps(shown: Shown, genes: Sequence[str]) -> list[Drawing]:
+    drawn = []
+    for i, gene in enumerate(genes):
+        truth, predictions = shown.values(gene)
+        if not np.isfinite(truth).any():
+            continue
+        pcc = shown.pcc(gene)
+        scores = ", ".join(f"{model} {tables.number(pcc.get(model, np.nan), 2)}" for model in predictions)
+        figure = marker_map(shown.plate, gene, truth, predictions, pcc=pcc, units=str(shown.report.cells[0]["units"]))
+        drawn.append(_drawing(figure, f"map{i}", gene, f"Maps of {gene} in section {shown.section}: measured, and predicted "
+                                                       f"by each model. PCC: {scores}."))
+    return drawn
+
+
+def _error(shown: Shown, model: str, gene: str) -> Drawing | None:
+    truth, predictions = shown.values(gene)
+    if not np.isfinite(truth).any():
+        return None
+    figure = error_map(shown.plate, gene, truth, predictions[model], model=model, pcc=shown.pcc(gene).get(model, np.nan),
+                       units=str(shown.report.cells[0]["units"]))
+    error = predictions[model] - truth
+    words = f"mean {tables.number(float(np.nanmean(error)), 2)}, sd {tables.number(float(np.nanstd(error)), 2)}"
+    return _drawing(figure, "error", f"{gene}: measured, predicted by {model}, and the error ({words}). Red: too high.",
+                    f"Maps of {gene} in section {shown.section}: measured, predicted by {model}, and error, {words}.")
+
+
+def _drawing(figure: Figure, name: str, caption: str, alt: str) -> Drawing:
+    return Drawing(inline_svg(figure, name, alt), caption)
+
+
+def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
+    """A figure as an SVG element for the inside of a page.
+
+    Parameters
+    ----------
+    name
+        Put before every id, so that the figures of a page do not meet; the same name and figure give the same text.
+    alt
+        What the figure shows, for those who do not see it.
+    """
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "svg.image_inline": True}):
+        figure.savefig(buffer, format="svg", dpi=_DPI, transparent=False, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    opening, _, body = text.partition(">")
+    box = re.search(r'viewBox="[^"]+"', opening)
+    # The style of a figure would be the style of the page; its two rules stand in the template.
+    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'data:image/png;base64,([^"]+)', _lean, body)
+    body = _in_tags(body, lambda tag: _themed(tag, name))
+    assert box is not None
+    wide = figure.get_figwidth() * 96
+    return Markup(f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} '
+                  f'style="width:{wide:.0f}px" role="img" aria-label="{escape(alt)}">{body}')
+
+
+def _in_tags(text: str, change: Callable[[str], str]) -> str:
+    """Text with its tags changed; what stands between them is left as it is."""
+    return re.sub(r"<[^<>]+>", lambda match: change(match[0]), text)
+
+
+def _themed(tag: str, name: str) -> str:
+    """A tag with the page's colours and fonts in place of the figure's, and with ids of its own."""
+    tag = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag)
+    tag = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", tag)
+    return re.sub(r"#[0-9a-f]{6}", lambda match: _THEME.get(match[0], match[0]), tag)
+
+
+def _lean(match: re.Match[str]) -> str:
+    """An embedded PNG in fewer bytes: a photograph as JPEG, spots (which have transparency) as lossless WebP."""
+    from PIL import Image
+
+    raw = base64.b64decode(match[1])
+    lean = io.BytesIO()
+    with Image.open(io.BytesIO(raw)) as image:
+        if "A" in image.getbands() and image.getchannel("A").getextrema() != (255, 255):
+            kind = "webp"
+            image.save(lean, "WEBP", lossless=True, quality=60, method=2)
+        else:
+            kind = "jpeg"
+            image.convert("RGB").save(lean, "JPEG", quality=_JPEG, optimize=True)
+    if lean.tell() >= len(raw):
+        return match[0]
+    return f"data:image/{kind};base64," + base64.b64encode(lean.getvalue()).decode("ascii")
