@@ -26,7 +26,6 @@ from histoweave.bench.summary import Report
 from histoweave.commands import bench, external_split
 from histoweave.data.phantom import Phantom, phantom
 from histoweave.data.section import Cohort
-from histoweave.data.split import Split
 from histoweave.demo import FAMILIES, fraction_of_oracle
 from histoweave.settings import BenchSettings
 
@@ -54,7 +53,9 @@ def noise_null(report: Report, truth: Phantom) -> pd.DataFrame:
         real = np.concatenate([np.asarray(p[:, genes].layers["truth"]) for p in parts])
         section = np.concatenate([p.obs["section"].astype(str).to_numpy() for p in parts])
         null = permutation_null(real, pred, section, draws=2000, level=0.99)
-        rows.append({"model": model, "noise PCC": null.observed, "low": null.low, "high": null.high, "inside": null.inside})
+        rows.append(
+            {"model": model, "noise PCC": null.observed, "low": null.low, "high": null.high, "inside": null.inside}
+        )
     return pd.DataFrame(rows).set_index("model")
 
 
@@ -62,11 +63,19 @@ def main_table(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.DataFrame
     """Eight patients, leave one out: fraction of the oracle, and the null of the noise genes."""
     truth = phantom(n_patients=4 if quick else 8, spots=(16, 16), seed=11)
     report = bench(truth.cohort, folder / "main", settings(truth, folder / "store"), say=print)
-    yield "Leave one patient out, log1p of counts over given size factors: PCC (fraction of the section oracle)", (
-        fraction_of_oracle(report, truth))
+    yield (
+        "Leave one patient out, log1p of counts over given size factors: PCC (fraction of the section oracle)",
+        (fraction_of_oracle(report, truth)),
+    )
     yield "Oracle: what spot, 5 × 5 view and section tell", truth.oracle_table().round(3)
-    yield "Noise genes: mean PCC and the 99 % interval under permutation of spots within sections", noise_null(report, truth)
-    yield "Against ridge, all genes", report.tests.set_index("model")[["difference", "n_patients", "p", "p_holm", "note"]]
+    yield (
+        "Noise genes: mean PCC and the 99 % interval under permutation of spots within sections",
+        noise_null(report, truth),
+    )
+    yield (
+        "Against ridge, all genes",
+        report.tests.set_index("model")[["difference", "n_patients", "p", "p_holm", "note"]],
+    )
 
 
 def paper_table(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -74,8 +83,10 @@ def paper_table(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.DataFram
     truth = phantom(n_patients=4 if quick else 8, spots=(16, 16), seed=11)
     chosen = settings(truth, folder / "store", target="triplex-paper", models="ridge,triplex", name="triplex-paper")
     report = bench(truth.cohort, folder / "paper", chosen, say=print)
-    yield "Target triplex-paper (panel library, log10, 3 × 3 smoothing): PCC; the oracle does not bound smoothed values", (
-        fraction_of_oracle(report, truth))
+    yield (
+        "Target triplex-paper (panel library, log10, 3 × 3 smoothing): PCC; the oracle does not bound smoothed values",
+        (fraction_of_oracle(report, truth)),
+    )
 
 
 def stain_curve(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -87,9 +98,14 @@ def stain_curve(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.DataFram
         for how in ("train", "section"):
             chosen = settings(train, folder / "store", standardize=how, models="ridge,triplex", controls="mean,ridge")
             scores = external(train.cohort, test, chosen, folder / f"stain-{shift}-{how}")
-            rows += [{"stain shift": shift, "standardize": how, "model": model, **score} for model, score in scores.items()]
+            rows += [
+                {"stain shift": shift, "standardize": how, "model": model, **score} for model, score in scores.items()
+            ]
     table = pd.DataFrame(rows).pivot_table(index=["model", "standardize"], columns="stain shift", values="local")
-    yield "Stain shift of the test cohort (training at 1): PCC on local genes", table.round(3).reset_index().set_index("model")
+    yield (
+        "Stain shift of the test cohort (training at 1): PCC on local genes",
+        table.round(3).reset_index().set_index("model"),
+    )
 
 
 def across_platforms(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -135,13 +151,20 @@ def write(out: Path, part: str, tables: list[tuple[str, pd.DataFrame]], *, quick
     """Markdown and JSON of one part, with command, machine and date."""
     card = fingerprint(part=part, quick=quick)
     command = f"python -m benchmarks.phantom --only {part}" + (" --quick" if quick else "")
-    lines = [f"# Phantom: {part}", "", f"`{command}`, {date.today()}, {platform.processor() or platform.machine()}, "
-             f"{card['threads']} threads, {card['device']}, torch {card['versions']['torch']}. Recipe `cpu`, seed 0.", ""]
+    lines = [
+        f"# Phantom: {part}",
+        "",
+        f"`{command}`, {date.today()}, {platform.processor() or platform.machine()}, "
+        f"{card['threads']} threads, {card['device']}, torch {card['versions']['torch']}. Recipe `cpu`, seed 0.",
+        "",
+    ]
     for title, table in tables:
         lines += [f"## {title}", "", markdown(table), ""]
     (out / f"phantom-{part}.md").write_text("\n".join(lines), encoding="utf-8")
     values = {title: json.loads(table.reset_index().to_json(orient="records")) for title, table in tables}
-    (out / f"phantom-{part}.json").write_text(json.dumps({"command": command, "card": card, "tables": values}, indent=1) + "\n")
+    (out / f"phantom-{part}.json").write_text(
+        json.dumps({"command": command, "card": card, "tables": values}, indent=1) + "\n"
+    )
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -43,4 +43,6 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(scope="session")
 def view() -> View:
     """A view that embeds in milliseconds."""
-    return View(target=Target.preset("log1p-given"), panel="top-mean:10", encoder="tiny", window=Window(um=200.0, out=32))
+    return View(
+        target=Target.preset("log1p-given"), panel="top-mean:10", encoder="tiny", window=Window(um=200.0, out=32)
+    )

@@ -15,9 +15,51 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "bench": "histoweave.bench",
     "data": "histoweave.data",
+    "embed": "histoweave.embed",
+    "models": "histoweave.models",
+    "pl": "histoweave.pl",
+    "pp": "histoweave.pp",
+    # data
     "Cohort": "histoweave.data.section:Cohort",
     "Section": "histoweave.data.section:Section",
+    "SlideImage": "histoweave.data.image:SlideImage",
+    "Store": "histoweave.data.store:Store",
+    "Window": "histoweave.data.image:Window",
+    "load_dataset": "histoweave.data.catalog:load",
     "make_section": "histoweave.data.section:make_section",
+    "phantom": "histoweave.data.phantom:phantom",
+    "read_cohort": "histoweave.data.io:read_cohort",
+    # splits and what is hidden
+    "Holdout": "histoweave.data.holdout:Holdout",
+    "Split": "histoweave.data.split:Split",
+    "external_split": "histoweave.commands:external_split",
+    "from_table": "histoweave.data.split:from_table",
+    "k_fold": "histoweave.data.split:k_fold",
+    "leave_one_out": "histoweave.data.split:leave_one_out",
+    # how a cohort is looked at
+    "GenePanel": "histoweave.pp.genes:GenePanel",
+    "Target": "histoweave.pp.counts:Target",
+    "View": "histoweave.view:View",
+    "create_encoder": "histoweave.embed.encoders:create_encoder",
+    "list_encoders": "histoweave.embed.encoders:list_encoders",
+    "list_models": "histoweave.models:list_models",
+    "select_panel": "histoweave.pp.genes:select_panel",
+    # the three verbs; the function behind `histoweave bench` is called benchmark, because bench is a namespace
+    "BenchSettings": "histoweave.settings:BenchSettings",
+    "FitSettings": "histoweave.settings:FitSettings",
+    "PredictSettings": "histoweave.settings:PredictSettings",
+    "benchmark": "histoweave.commands:bench",
+    "fit": "histoweave.commands:fit",
+    "predict": "histoweave.commands:predict",
+    # what they are made of
+    "Benchmark": "histoweave.bench.benchmark:Benchmark",
+    "Learner": "histoweave.train:Learner",
+    "Recipe": "histoweave.train:Recipe",
+    "Report": "histoweave.bench.summary:Report",
+    "load_predictor": "histoweave.train:load_predictor",
+    "predict_section": "histoweave.inference:predict_section",
+    "predict_slide": "histoweave.inference:predict_slide",
+    "write_html": "histoweave.report:write_html",
 }
 
 __all__ = ["__version__", *_PUBLIC]

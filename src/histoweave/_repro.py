@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("histoweave", "torch", "timm", "numpy", "scipy", "anndata")
@@ -27,11 +28,20 @@ def fingerprint(**parts: Any) -> dict[str, Any]:
     import torch
 
     card: dict[str, Any] = {
-        "versions": versions(), "threads": torch.get_num_threads(), "machine": platform.machine(),
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU", **parts,
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
+        **parts,
     }
     card["digest"] = digest(card)
     return card
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: Any) -> str:

@@ -19,8 +19,12 @@ from rich.table import Table
 
 from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Spatial gene expression from histology: predict it, and know how far to trust it.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Spatial gene expression from histology: predict it, and know how far to trust it.",
+)
 console = Console()
 _DEBUG = "HISTOWEAVE_DEBUG"  # set to anything, errors come with their traceback
 
@@ -38,22 +42,26 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def with_settings(settings: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Adds the fields of a settings dataclass as flags to a command that takes ``settings``."""
-    hints = get_type_hints(settings)
+def with_settings(
+    settings: type[Any], fixed: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds the fields of a settings dataclass, but for the fixed ones, as flags to a command that takes ``settings``."""
+    hints, free = get_type_hints(settings), [f for f in fields(settings) if f.name not in fixed]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
         flags = [
             inspect.Parameter(
-                f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default if f.default is not MISSING else ...,
+                f.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=f.default if f.default is not MISSING else ...,
                 annotation=Annotated[hints[f.name], typer.Option(help=f.metadata.get("help", ""))],
             )
-            for f in fields(settings)
+            for f in free
         ]
 
         def run(**given: Any) -> None:
-            chosen = settings(**{f.name: given.pop(f.name) for f in fields(settings)})
+            chosen = settings(**{f.name: given.pop(f.name) for f in free})
             command(**given, settings=chosen)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -68,8 +76,16 @@ class Bar:
     """Progress bars, one per label, with throughput and time left; call it as ``bar(done, total, label)``."""
 
     def __init__(self) -> None:
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"),
-                             TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Bar:
@@ -124,7 +140,8 @@ def bench(
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/bench"),
     train: Annotated[str | None, typer.Option(help="train on this cohort …")] = None,
     test: Annotated[str | None, typer.Option(help="… and test on this one")] = None,
-    *, settings: BenchSettings,
+    *,
+    settings: BenchSettings,
 ) -> None:
     """Benchmark models on a cohort by patient, and write tables and an HTML report."""
     from histoweave import commands
@@ -146,9 +163,42 @@ def bench(
     say(f"report: {write_html(report, joined)}")
 
 
+_SUITE_FIXES = ("target", "panel", "window_um", "window_px", "sections", "split", "protocol", "name")
+
+
+@app.command()
+@with_settings(BenchSettings, _SUITE_FIXES)
+def suite(
+    name: Annotated[str | None, typer.Argument(help="name of the suite")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run; default runs/NAME")] = None,
+    data: Annotated[Path | None, typer.Option(help="folder of the dataset; default $HISTOWEAVE_DATA")] = None,
+    protocol: Annotated[str | None, typer.Option(help="strict or paper; default: as published")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="on a phantom of the same shape")] = False,
+    as_list: Annotated[bool, typer.Option("--list", help="list the suites")] = False,
+    *,
+    settings: BenchSettings,
+) -> None:
+    """Run a published benchmark and print its values beside ours."""
+    from histoweave import commands
+    from histoweave.bench import suite_table, suites
+    from histoweave.report import write_html
+
+    if as_list or name is None:
+        return show(suites.overview(), "suites")
+    folder = out or Path("runs") / (f"{name}-dry-run" if dry_run else name)
+    with Bar() as bar:
+        made = commands.run_suite(
+            name, folder, settings, data=data, protocol=protocol, dry_run=dry_run, say=say, progress=bar
+        )
+    show(suite_table.shown(made.table), made.report.card["benchmark"])
+    say(f"with the published models that were not run: {made.files[1]}; report: {write_html(made.report, made.cohort)}")
+
+
 @app.command()
 @with_settings(FitSettings)
-def fit(cohort: Cohorts, out: Annotated[Path, typer.Option(help="folder of the model")], *, settings: FitSettings) -> None:
+def fit(
+    cohort: Cohorts, out: Annotated[Path, typer.Option(help="folder of the model")], *, settings: FitSettings
+) -> None:
     """Fit a model on all sections of a cohort and save it."""
     from histoweave import commands
     from histoweave.data.io import read_cohort
@@ -163,7 +213,8 @@ def predict(
     model: Annotated[Path, typer.Argument(help="folder of a saved model")],
     slide: Annotated[Path, typer.Argument(help="image of the slide; no counts needed")],
     out: Annotated[Path, typer.Option(help=".h5ad to write")],
-    *, settings: PredictSettings,
+    *,
+    settings: PredictSettings,
 ) -> None:
     """Predict expression at every tile of a slide that has no counts."""
     from histoweave import commands
@@ -175,8 +226,12 @@ def predict(
 
 @app.command()
 @with_settings(RunSettings)
-def embed(cohort: Cohorts, context: Annotated[bool, typer.Option(help="also the 5 × 5 tiles around each spot")] = False,
-          *, settings: RunSettings) -> None:
+def embed(
+    cohort: Cohorts,
+    context: Annotated[bool, typer.Option(help="also the 5 × 5 tiles around each spot")] = False,
+    *,
+    settings: RunSettings,
+) -> None:
     """Embed a cohort into the store, so that later commands find it there."""
     from histoweave.batch import Needs
     from histoweave.data.io import read_cohort
@@ -188,8 +243,10 @@ def embed(cohort: Cohorts, context: Annotated[bool, typer.Option(help="also the 
     with Bar() as bar:
         features = settings.view().embed(chosen, needs, settings.open_store(), device=settings.device, progress=bar)
     for id, found in features.items():
-        say(f"{id}: {found.emb.shape[0]} spots × {found.emb.shape[1]}"
-            + (f", {len(found.ctx)} further tiles" if found.ctx is not None else ""))
+        say(
+            f"{id}: {found.emb.shape[0]} spots × {found.emb.shape[1]}"
+            + (f", {len(found.ctx)} further tiles" if found.ctx is not None else "")
+        )
 
 
 @app.command()
@@ -213,8 +270,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     """List the models."""
     from histoweave.models import describe, list_models
 
-    _print_table([describe(name) for name in list_models()], as_json, "models",
-                 ("name", "title", "task", "learns", "needs", "parameters", "citation", "licence"))
+    columns = ("name", "title", "task", "learns", "needs", "parameters", "citation", "licence")
+    _print_table([describe(name) for name in list_models()], as_json, "models", columns)
 
 
 @app.command()
@@ -222,8 +279,8 @@ def encoders(as_json: Annotated[bool, typer.Option("--json", help="print JSON")]
     """List the encoders, with licence and gating of their weights."""
     from histoweave.embed import list_encoders
 
-    _print_table([card.to_dict() for card in list_encoders()], as_json, "encoders",
-                 ("name", "dim", "px", "um_per_px", "init", "licence", "commercial", "gated"))
+    columns = ("name", "dim", "px", "um_per_px", "init", "licence", "commercial", "gated")
+    _print_table([card.to_dict() for card in list_encoders()], as_json, "encoders", columns)
 
 
 def _print_table(rows: list[dict[str, Any]], as_json: bool, title: str, columns: tuple[str, ...]) -> None:
@@ -245,8 +302,12 @@ def _add_data_commands() -> None:
         """List the catalog."""
         from histoweave.data.catalog import datasets
 
-        _print_table([asdict(row) for row in datasets()], as_json, "datasets",
-                     ("name", "format", "patients", "sections", "licence", "citation"))
+        _print_table(
+            [asdict(row) for row in datasets()],
+            as_json,
+            "datasets",
+            ("name", "format", "patients", "sections", "licence", "citation"),
+        )
 
     @data.command("fetch")
     def fetch_row(name: str, root: Annotated[Path | None, typer.Option(help="where to put it")] = None) -> None:

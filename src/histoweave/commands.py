@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from anndata import AnnData
 
 from histoweave import _keys as K
 from histoweave._repro import digest
+from histoweave.bench import suite_table
 from histoweave.bench.benchmark import Benchmark, section_digest
 from histoweave.bench.plan import plan
+from histoweave.bench.suites import DRY, PHANTOM_WINDOW_PX, Suite, fewer, suite
 from histoweave.bench.summary import Report, summarise
 from histoweave.data.section import Cohort, Section
-from histoweave.data.split import Split, k_fold, make_splits
+from histoweave.data.split import Split, SplitLeak, k_fold, make_splits
+from histoweave.embed import encoder_card
 from histoweave.inference import predict_slide
 from histoweave.models import split_specs
+from histoweave.pp.genes import select_panel
 from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections
 from histoweave.train import Learner, load_predictor
 
@@ -34,16 +39,28 @@ def make_benchmark(cohort: Cohort, settings: BenchSettings, *, splits: tuple[Spl
     """The benchmark that the settings describe; `splits` wins over ``settings.split``."""
     chosen = choose_sections(cohort, settings.sections)
     return Benchmark(
-        name=settings.name or "benchmark", cohort=chosen, splits=splits or tuple(make_splits(chosen, settings.split)),
-        view=settings.view(), models=tuple(split_specs(settings.models)), controls=tuple(split_specs(settings.controls)),
-        recipe=settings.recipe, seeds=tuple(range(settings.seeds)), protocol=settings.protocol,  # type: ignore[arg-type]
+        name=settings.name or "benchmark",
+        cohort=chosen,
+        splits=splits or tuple(make_splits(chosen, settings.split)),
+        view=settings.view(),
+        models=tuple(split_specs(settings.models)),
+        controls=tuple(split_specs(settings.controls)),
+        recipe=settings.recipe,
+        seeds=tuple(range(settings.seeds)),
+        protocol=settings.protocol,
         ensemble=settings.ensemble,
+        trunk_weights=settings.trunk_weights,
     )
 
 
 def bench(
-    cohort: Cohort, out: str | Path, settings: BenchSettings | None = None, *, splits: tuple[Split, ...] | None = None,
-    say: Say = _quiet, progress: Progress | None = None,
+    cohort: Cohort,
+    out: str | Path,
+    settings: BenchSettings | None = None,
+    *,
+    splits: tuple[Split, ...] | None = None,
+    say: Say = _quiet,
+    progress: Progress | None = None,
 ) -> Report:
     """Runs a benchmark into a folder, or goes on with it, and returns its report.
 
@@ -66,16 +83,36 @@ def bench(
     return summarise(benchmark, cells, out)
 
 
-def external_split(train: Cohort, test: Cohort) -> tuple[Cohort, tuple[Split, ...], list[str]]:
+def external_split(
+    train: Cohort, test: Cohort, *, same: Mapping[str, str] | None = None
+) -> tuple[Cohort, tuple[Split, ...], list[str]]:
     """Both cohorts as one, the one fold that trains on the first and tests on the second, and the genes not matched.
 
     Genes are matched by name; those that are not in every section of both are reported and not predicted.
+
+    Parameters
+    ----------
+    same
+        Training patient → the test patient who is the same person under another name.
+
+    Raises
+    ------
+    SplitLeak
+        Such a pair is in both cohorts.
     """
+    pairs = {a: b for a, b in (same or {}).items() if a in train.patients and b in test.patients}
+    if pairs:
+        raise SplitLeak(
+            f"training patients {list(pairs)} are test patients {list(pairs.values())} under another name; leave their "
+            "sections out of one of the cohorts (`--sections`, or `Cohort.where_patient`)"
+        )
     common = set(train.genes("common")) & set(test.genes("common"))
     missing = [gene for gene in train.genes("common") if gene not in common]
     if not common:
-        raise ValueError(f"the cohorts share no gene name (training: {', '.join(train.genes('common')[:3])}…; test: "
-                         f"{', '.join(test.genes('common')[:3])}…). Are both symbols, or both Ensembl ids?")
+        raise ValueError(
+            f"the cohorts share no gene name (training: {', '.join(train.genes('common')[:3])}…; test: "
+            f"{', '.join(test.genes('common')[:3])}…). Are both symbols, or both Ensembl ids?"
+        )
     taken = set(train.ids) | set(train.patients)
     renamed = [_prefixed(section, "test-") if {section.id, section.patient} & taken else section for section in test]
     joined = Cohort([*train, *renamed])
@@ -87,8 +124,104 @@ def _prefixed(section: Section, prefix: str) -> Section:
     return replace(section, id=prefix + section.id, patient=prefix + section.patient)
 
 
+@dataclass(frozen=True, slots=True)
+class SuiteRun:
+    """A suite that was run: the run's report and cohort, published values beside ours, and where these are written."""
+
+    suite: Suite
+    report: Report
+    cohort: Cohort
+    table: pd.DataFrame
+    files: tuple[Path, Path]
+
+
+def run_suite(
+    name: str,
+    out: str | Path,
+    settings: BenchSettings | None = None,
+    *,
+    data: str | Path | None = None,
+    protocol: Literal["strict", "paper"] | None = None,
+    dry_run: bool = False,
+    spots: tuple[int, int] = (7, 7),
+    say: Say = _quiet,
+    progress: Progress | None = None,
+) -> SuiteRun:
+    """Runs a published suite into a folder, or goes on with it, and puts its values beside the published ones.
+
+    Parameters
+    ----------
+    settings
+        Models, encoder, recipe and so on. Target, panel, window, sections, folds and name are the suite's, whatever these say.
+    data
+        Folder of the dataset, or one that holds it under its name; default ``$HISTOWEAVE_DATA``.
+    protocol
+        Default: that of the suite.
+    dry_run
+        On a phantom with the patients, sections and folds of the suite, of `spots` lattice rows and columns each, with
+        recipe ``tiny`` and small windows: it shows that all works, and its values mean nothing.
+
+    Raises
+    ------
+    DatasetNotFound, SuiteIncomplete, TooLong
+        No data, and how to get it; not the whole data; longer than ``settings.max_hours``.
+    """
+    chosen = suite(name)
+    settings = _suite_settings(chosen, settings or BenchSettings(), protocol)
+    if dry_run:
+        say(DRY)
+        settings = _dry(settings, Path(out))
+    train, test = chosen.stand_in(spots) if dry_run else chosen.load(data)
+    if test is None:
+        cohort, splits, genes = train, chosen.splits(train), train.genes("common")
+    else:
+        cohort, splits, missing = external_split(train, test, same=chosen.same_patients)
+        genes = tuple(gene for gene in train.genes("common") if gene not in set(missing))
+    panel = fewer(chosen.panel, len(genes)) if dry_run else chosen.panel
+    say(f"gene panel {panel}, where the suite has {chosen.panel}, of {len(genes)} genes in every section")
+    if test is not None:  # as a list, so that not even protocol `paper` looks at the test sections for it
+        panel = f"list:{','.join(select_panel(train, panel, candidates=genes).genes)}"
+    report = bench(cohort, out, replace(settings, panel=panel), splits=splits, say=say, progress=progress)
+    table = suite_table.comparison(chosen, report.rows, note=DRY if dry_run else "")
+    files = suite_table.write(chosen, table, suite_table.remarks(chosen, report, dry_run=dry_run), out)
+    return SuiteRun(chosen, report, cohort, table, files)
+
+
+def _suite_settings(
+    chosen: Suite, settings: BenchSettings, protocol: Literal["strict", "paper"] | None
+) -> BenchSettings:
+    """The settings with what a suite fixes."""
+    return replace(
+        settings,
+        target=chosen.target,
+        panel=chosen.panel,
+        window_px=chosen.window_px,
+        sections="all",  # those with an image were chosen on reading
+        protocol=protocol or chosen.protocol,
+        models=",".join(chosen.spec(model) for model in split_specs(settings.models)),
+        name=chosen.name,
+    )
+
+
+def _dry(settings: BenchSettings, out: Path) -> BenchSettings:
+    """The settings of a dry run: seconds of training, windows of the phantom's tile, and nothing left in the user's store."""
+    card = encoder_card(settings.encoder)
+    return replace(
+        settings,
+        recipe="tiny",
+        window_px=PHANTOM_WINDOW_PX,
+        out_px=card.px if card.fixed else min(card.px, 64),
+        store=settings.store or str(out / "store"),
+        name=f"{settings.name}: {DRY}",
+    )
+
+
 def fit(
-    cohort: Cohort, out: str | Path | None = None, settings: FitSettings | None = None, *, say: Say = _quiet,
+    cohort: Cohort,
+    out: str | Path | None = None,
+    settings: FitSettings | None = None,
+    *,
+    say: Say = _quiet,
     progress: Progress | None = None,
 ) -> Learner:
     """Fits a model on a cohort, with the accuracy per gene to expect of it, and saves it if a folder is given."""
@@ -97,8 +230,17 @@ def fit(
     chosen = choose_sections(cohort, settings.sections)
     store = settings.open_store()
     checkpoint = None if out is None else _checkpoint(Path(out), chosen, settings)
-    learner = Learner(settings.model, settings.view(), store, recipe=settings.recipe, seed=settings.seed,
-                      device=settings.device, checkpoint=checkpoint, progress=progress).fit(chosen)
+    learner = Learner(
+        settings.model,
+        settings.view(),
+        store,
+        recipe=settings.recipe,
+        seed=settings.seed,
+        device=settings.device,
+        checkpoint=checkpoint,
+        progress=progress,
+        trunk_weights=settings.trunk_weights,
+    ).fit(chosen)
     if settings.from_bench:
         report = Report.read(settings.from_bench)
         learner.expected = expected_accuracy(report, settings.model)
@@ -123,8 +265,17 @@ def _checkpoint(out: Path, cohort: Cohort, settings: FitSettings) -> Path:
 def _cross_validated(cohort: Cohort, settings: FitSettings, progress: Progress | None) -> pd.DataFrame:
     from tempfile import TemporaryDirectory
 
-    benchmark = Benchmark(name="cv", cohort=cohort, splits=tuple(k_fold(cohort, settings.cv)), view=settings.view(),
-                          models=(settings.model,), controls=(), recipe=settings.recipe, seeds=(settings.seed,))
+    benchmark = Benchmark(
+        name="cv",
+        cohort=cohort,
+        splits=tuple(k_fold(cohort, settings.cv)),
+        view=settings.view(),
+        models=(settings.model,),
+        controls=(),
+        recipe=settings.recipe,
+        seeds=(settings.seed,),
+        trunk_weights=settings.trunk_weights,
+    )
     with TemporaryDirectory() as folder:
         cells = benchmark.run(folder, settings.open_store(), device=settings.device, progress=progress)
         return expected_accuracy(summarise(benchmark, cells, folder), settings.model)
@@ -140,8 +291,12 @@ def expected_accuracy(report: Report, model: str) -> pd.DataFrame:
 
 
 def predict(
-    model: str | Path | Learner, image: str | Path, out: str | Path | None = None, settings: PredictSettings | None = None,
-    *, progress: Progress | None = None,
+    model: str | Path | Learner,
+    image: str | Path,
+    out: str | Path | None = None,
+    settings: PredictSettings | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> AnnData:
     """Expression at every tile of a slide without counts, by a saved or fitted model."""
     settings = settings or PredictSettings()
@@ -150,5 +305,12 @@ def predict(
     else:
         store = RunSettings(store=settings.store).open_store()
         learner = load_predictor(model, store, device=settings.device, weights=settings.weights, progress=progress)
-    return predict_slide(learner, image, out, um_per_px=settings.mpp, pitch_um=settings.pitch,
-                         min_tissue=settings.min_tissue, progress=progress)
+    return predict_slide(
+        learner,
+        image,
+        out,
+        um_per_px=settings.mpp,
+        pitch_um=settings.pitch,
+        min_tissue=settings.min_tissue,
+        progress=progress,
+    )

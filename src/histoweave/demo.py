@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +32,9 @@ class Demo:
     prediction: Path
 
 
-def demo_phantom(*, patients: int = 5, seed: int = 0) -> Phantom:
+def demo_phantom(*, patients: int = 4, seed: int = 0) -> Phantom:
     """The embedded cohort: one Spatial Transcriptomics section per patient."""
-    return phantom(n_patients=patients, layout="st", spots=(16, 16), seed=seed)
+    return phantom(n_patients=patients, layout="st", spots=(14, 14), seed=seed)
 
 
 def run_demo(
@@ -43,14 +44,25 @@ def run_demo(
     out = Path(out)
     say("drawing the phantom cohort")
     truth = demo_phantom()
-    shared = {"target": TARGET, "panel": f"list:{','.join(truth.genes.index)}", "window_um": WINDOW_UM, "out_px": 112,
-              "recipe": "tiny", "store": str(out / "store")}
-    report = bench(truth.cohort, out, BenchSettings(models=MODELS, name="phantom", **shared), say=say, progress=progress)
+    shared: dict[str, Any] = {
+        "target": TARGET,
+        "panel": f"list:{','.join(truth.genes.index)}",
+        "window_um": WINDOW_UM,
+        "out_px": 112,
+        "recipe": "tiny",
+        "store": str(out / "store"),
+    }
+    report = bench(
+        truth.cohort, out, BenchSettings(models=MODELS, name="phantom", **shared), say=say, progress=progress
+    )
     genes = [truth.genes.index[(truth.families == family).to_numpy()][0] for family in FAMILIES]
     page = write_html(report, truth.cohort, genes=genes)
     say("fitting triplex on all patients, and predicting a new slide without counts")
-    learner = fit(truth.cohort, out / "model", FitSettings(model="triplex", from_bench=str(out), **shared), progress=progress)
+    learner = fit(
+        truth.cohort, out / "model", FitSettings(model="triplex", from_bench=str(out), **shared), progress=progress
+    )
     slide = demo_phantom(patients=1, seed=1).cohort[0].image
+    assert slide is not None
     path = out / "new_slide.h5ad"
     predict_slide(learner, slide, path, id="new-slide", progress=progress).file.close()
     return Demo(fraction_of_oracle(report, truth), page, path)

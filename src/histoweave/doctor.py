@@ -22,7 +22,12 @@ class Finding:
 def examine() -> list[Finding]:
     """Every check; one that fails says why and does not stop the others."""
     checks: dict[str, Callable[[], str]] = {
-        "versions": _versions, "device": _device, "slides": _slides, "encoder": _encoder, "store": _store, "data": _data,
+        "versions": _versions,
+        "device": _device,
+        "slides": _slides,
+        "encoder": _encoder,
+        "store": _store,
+        "data": _data,
     }
     found = []
     for what, check in checks.items():
@@ -51,8 +56,10 @@ def _slides() -> str:
     import openslide
     import tifffile
 
-    return (f"openslide {openslide.__library_version__}, tifffile {tifffile.__version__}, imagecodecs "
-            f"{imagecodecs.__version__}")
+    return (
+        f"openslide {openslide.__library_version__}, tifffile {tifffile.__version__}, imagecodecs "
+        f"{imagecodecs.__version__}"
+    )
 
 
 def _encoder() -> str:

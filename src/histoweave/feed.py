@@ -106,9 +106,7 @@ class Feed:
 
     # -- batches ------------------------------------------------------------------------------------------------
 
-    def batches(
-        self, size: int, /, *, generator: torch.Generator | None = None, seq_len: int = 64
-    ) -> Iterator[Batch]:
+    def batches(self, size: int, /, *, generator: torch.Generator | None = None, seq_len: int = 64) -> Iterator[Batch]:
         """Every walked spot once (at least once in sequences), in random order if a generator is given.
 
         Models that need whole sections get one section a batch whatever `size` is.
@@ -180,9 +178,12 @@ class Feed:
         cohort, needs = self.cohort, self.needs
         if Needs.XY in needs:
             yield "xy", self._stack([_centred_um(section) for section in cohort])
-            yield "edge", self._stack([
-                (edge_distance(section.xy) * (section.um_per_px or 1.0)).astype(np.float32) for section in cohort
-            ])
+            yield (
+                "edge",
+                self._stack(
+                    [(edge_distance(section.xy) * (section.um_per_px or 1.0)).astype(np.float32) for section in cohort]
+                ),
+            )
         if Needs.ARRAY_XY in needs:
             yield "array_xy", self._stack([dense_rc(section) for section in cohort])
         if Needs.PATIENT in needs:
@@ -190,10 +191,15 @@ class Feed:
             yield "patient", self._stack([np.full(s.n, codes[s.patient], dtype=np.int64) for s in cohort])
         if Needs.COUNTS in needs:
             genes = list(self.view.genes.genes)
-            yield "counts", self._stack([
-                s.counts(genes).toarray() if s.spots.n_vars else np.zeros((s.n, len(genes)), np.float32)
-                for s in cohort
-            ])
+            yield (
+                "counts",
+                self._stack(
+                    [
+                        s.counts(genes).toarray() if s.spots.n_vars else np.zeros((s.n, len(genes)), np.float32)
+                        for s in cohort
+                    ]
+                ),
+            )
             yield "library", self._stack([s.library.astype(np.float32) for s in cohort])
         if Needs.CTX_EXPR in needs or Needs.NBR in needs:
             self._near = self._neighbour_rows()
@@ -231,14 +237,17 @@ class Feed:
     def _section_moments(self) -> tuple[Tensor, Tensor]:
         """What to subtract from and divide by, per section (s, d): the section's own moments, then the training ones."""
         d, how = self._vectors.shape[1], self.view.view.standardize
-        shift, scale = np.zeros((len(self.cohort), d), np.float32), np.ones((len(self.cohort), d), np.float32)
+        shift: np.ndarray = np.zeros((len(self.cohort), d), np.float32)
+        scale: np.ndarray = np.ones((len(self.cohort), d), np.float32)
         if how in ("section", "both"):
-            own = [section_moments(self._features[section.id].emb, section.id) for section in self.cohort]
+            own = [section_moments(self._features[section.id], section.id) for section in self.cohort]
             shift, scale = np.stack([m for m, _ in own]), np.stack([sd for _, sd in own])
         if self.view.shift is not None and self.view.scale is not None:
             if len(self.view.shift) != d:
-                raise ValueError(f"embeddings are {d} wide, but the view was fitted on {len(self.view.shift)}; embed "
-                                 f"with the encoder of the view, {self.view.view.encoder!r}")
+                raise ValueError(
+                    f"embeddings are {d} wide, but the view was fitted on {len(self.view.shift)}; embed "
+                    f"with the encoder of the view, {self.view.view.encoder!r}"
+                )
             shift, scale = shift + self.view.shift * scale, scale * self.view.scale
         return torch.from_numpy(shift).to(self.device), torch.from_numpy(scale).to(self.device)
 
@@ -275,11 +284,13 @@ class Feed:
         """Windows of the rows (b, 3, h, w), uint8, channels last in memory; gathered section by section."""
         at = rows.cpu().numpy()
         section = np.searchsorted(self._start, at, side="right") - 1
-        first = self._features[self.cohort[int(section[0])].id].pixels
-        out = np.empty((len(at), *first.shape[1:]), dtype=np.uint8)
+        out: np.ndarray | None = None
         for s in np.unique(section):
-            here = section == s
-            out[here] = self._features[self.cohort[int(s)].id].pixels[at[here] - self._start[s]]
+            pixels, here = self._features[self.cohort[int(s)].id].pixels, section == s
+            assert pixels is not None
+            out = np.empty((len(at), *pixels.shape[1:]), dtype=np.uint8) if out is None else out
+            out[here] = pixels[at[here] - self._start[s]]
+        assert out is not None
         return torch.from_numpy(out).permute(0, 3, 1, 2).to(self.device, non_blocking=True)
 
 

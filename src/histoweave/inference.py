@@ -29,7 +29,12 @@ _MASK_PX = 2048  # longer side of the thumbnail that tissue is found on
 
 
 def tile_slide(
-    image: SlideImage, *, id: str, um_per_px: float | None = None, pitch_um: float, platform: str = "st",
+    image: SlideImage,
+    *,
+    id: str,
+    um_per_px: float | None = None,
+    pitch_um: float,
+    platform: str = "st",
     min_tissue: float = 0.5,
 ) -> Section:
     """A section of tile centres on the tissue of a slide, without counts.
@@ -45,15 +50,32 @@ def tile_slide(
     scale = um_per_px if um_per_px is not None else image.um_per_px
     if scale is None:
         raise ValueError(f"the µm per px of slide {id!r} is unknown and the file does not say; give it: `--mpp 0.5`")
-    xy, rc = tile_centres(tissue_mask(image.thumbnail(_MASK_PX)), image.size, scale, pitch_um, lattice=lattice,
-                          min_tissue=min_tissue)
-    return make_section(id=id, patient=id, counts=None, genes=(), xy=xy, array_rc=rc, um_per_px=scale, image=image,
-                        platform="visium" if lattice == "hex" else "st", names=[f"tile-{i}" for i in range(len(xy))])
+    xy, rc = tile_centres(
+        tissue_mask(image.thumbnail(_MASK_PX)), image.size, scale, pitch_um, lattice=lattice, min_tissue=min_tissue
+    )
+    return make_section(
+        id=id,
+        patient=id,
+        counts=None,
+        genes=(),
+        xy=xy,
+        array_rc=rc,
+        um_per_px=scale,
+        image=image,
+        platform="visium" if lattice == "hex" else "st",
+        names=[f"tile-{i}" for i in range(len(xy))],
+    )
 
 
 def predict_slide(
-    learner: Learner, image: str | Path | SlideImage, out: str | Path | None = None, *, um_per_px: float | None = None,
-    pitch_um: float | None = None, min_tissue: float = 0.5, id: str | None = None,
+    learner: Learner,
+    image: str | Path | SlideImage,
+    out: str | Path | None = None,
+    *,
+    um_per_px: float | None = None,
+    pitch_um: float | None = None,
+    min_tissue: float = 0.5,
+    id: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> AnnData:
     """Expression predicted at every tile of a slide that has no counts.
@@ -80,13 +102,22 @@ def predict_slide(
     pitch = pitch_um or spacing.get("pitch_um")
     if pitch is None:
         raise ValueError("the model does not know the distance between its training spots; give it: `--pitch 100`")
-    section = tile_slide(slide, id=name, um_per_px=um_per_px, pitch_um=pitch, platform=spacing.get("platform", "st"),
-                         min_tissue=min_tissue)
+    section = tile_slide(
+        slide,
+        id=name,
+        um_per_px=um_per_px,
+        pitch_um=pitch,
+        platform=spacing.get("platform", "st"),
+        min_tissue=min_tissue,
+    )
     return predict_section(learner, section, out, progress=progress)
 
 
 def predict_section(
-    learner: Learner, section: Section, out: str | Path | None = None, *,
+    learner: Learner,
+    section: Section,
+    out: str | Path | None = None,
+    *,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> AnnData:
     """Expression predicted at the spots of a section, in memory or written to `out` region by region."""
@@ -95,7 +126,9 @@ def predict_section(
         return _in_order(section, list(parts))
     out = Path(out)
     if out.suffix != ".h5ad":
-        raise ValueError(f"the output {out.name!r} is not a .h5ad file; write for example {out.with_suffix('.h5ad').name}")
+        raise ValueError(
+            f"the output {out.name!r} is not a .h5ad file; write for example {out.with_suffix('.h5ad').name}"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
     os.close(handle)
@@ -140,8 +173,9 @@ def _write(path: Path, section: Section, parts: Iterator[AnnData]) -> None:
             if first is None:
                 first = part
                 shape = (section.n, part.n_vars)
-                matrix = file.create_dataset("X", shape=shape, dtype="float32",
-                                             chunks=(min(1024, shape[0]), shape[1]), compression="gzip")
+                matrix = file.create_dataset(
+                    "X", shape=shape, dtype="float32", chunks=(min(1024, shape[0]), shape[1]), compression="gzip"
+                )
                 matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
             rows = order.get_indexer(part.obs_names)
             for run in np.split(np.argsort(rows), np.flatnonzero(np.diff(np.sort(rows)) > 1) + 1):

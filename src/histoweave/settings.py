@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from histoweave.data.image import Window
 from histoweave.data.section import Cohort
@@ -43,19 +43,30 @@ class ViewSettings:
     panel: str = flag("top-mean:250", "which genes: top-mean:N, rank-sum:N, hvg:N, moran:N or list:A,B")
     encoder: str = flag("efficientnet-lite0", "frozen encoder; see `histoweave encoders`")
     weights: str | None = flag(None, "local file of the encoder's weights")
-    dtype: str = flag("fp32", "arithmetic of the encoder: fp32 or bf16")
+    dtype: Literal["fp32", "bf16"] = flag("fp32", "arithmetic of the encoder: fp32 or bf16")
     window_um: float = flag(112.0, "side of the window around a spot in µm")
     window_px: int | None = flag(None, "side in native pixels instead, as papers have it")
     out_px: int = flag(224, "side in pixels handed to the encoder")
-    standardize: str = flag("train", "scale embeddings by train, section (transductive), both or none")
+    standardize: Literal["none", "train", "section", "both"] = flag(
+        "train", "scale embeddings by the training spots, by the section's own (transductive), by both, or not"
+    )
 
     def view(self) -> View:
         """The view that these settings describe."""
         from histoweave.view import View  # not at the top: the command line answers --help without loading torch
 
-        window = Window(px=self.window_px, out=self.out_px) if self.window_px else Window(um=self.window_um, out=self.out_px)
-        return View(target=Target.parse(self.target), panel=self.panel, encoder=self.encoder, weights=self.weights,
-                    dtype=self.dtype, window=window, standardize=self.standardize)  # type: ignore[arg-type]
+        window = (
+            Window(px=self.window_px, out=self.out_px) if self.window_px else Window(um=self.window_um, out=self.out_px)
+        )
+        return View(
+            target=Target.parse(self.target),
+            panel=self.panel,
+            encoder=self.encoder,
+            weights=self.weights,
+            dtype=self.dtype,
+            window=window,
+            standardize=self.standardize,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +75,7 @@ class RunSettings(ViewSettings):
 
     sections: str = flag("all", "all, with-image, or section ids joined by commas")
     recipe: str = flag("cpu", "training recipe: paper, cpu or tiny")
+    trunk_weights: str | None = flag(None, "local file of weights that trainable trunks start from; else random")
     store: str | None = flag(None, "folder of embeddings; default $HISTOWEAVE_STORE or ~/.cache/histoweave")
     device: str = flag("cpu", "cpu or cuda")
     threads: int | None = flag(None, "threads of torch; default: all cores")
@@ -87,7 +99,9 @@ class BenchSettings(RunSettings):
     models: str = flag("mean,ridge,knn,stnet,triplex", "models joined by commas, arguments in brackets")
     controls: str = flag("mean,ridge,knn,shuffled", "controls added to every table")
     split: str = flag("leave-one-patient-out", "leave-one-patient-out, or k-fold:K of patients")
-    protocol: str = flag("strict", "strict; or paper: panel from all sections, epoch chosen on the test fold")
+    protocol: Literal["strict", "paper"] = flag(
+        "strict", "strict; or paper: panel from all sections, epoch chosen on the test fold"
+    )
     seeds: int = flag(1, "number of seeds of the models that are trained by gradient")
     ensemble: int = flag(0, "0: one fit on all training patients; K: mean of K fits")
     max_hours: float = flag(12.0, "refuse to start if the plan takes longer")

@@ -66,7 +66,12 @@ class View:
         return create_encoder(self.encoder, weights=self.weights, dtype=self.dtype, device=device, px=self.window.out)
 
     def embed(
-        self, cohort: Cohort, needs: Needs, store: Store, *, device: str = "cpu",
+        self,
+        cohort: Cohort,
+        needs: Needs,
+        store: Store,
+        *,
+        device: str = "cpu",
         progress: Callable[[int, int, str], None] | None = None,
     ) -> Features:
         """Embeddings and windows of the cohort, as far as a model needs them; from the store where they are there."""
@@ -74,8 +79,16 @@ class View:
             return {}
         encoder = self.make_encoder(device)
         context = CONTEXT if Needs.CTX_EMB in needs else 0
-        return embed(cohort, encoder, store, window=self.window, context=context, pixels=Needs.WINDOW in needs,
-                     device=device, progress=progress)
+        return embed(
+            cohort,
+            encoder,
+            store,
+            window=self.window,
+            context=context,
+            pixels=Needs.WINDOW in needs,
+            device=device,
+            progress=progress,
+        )
 
     def fit(self, train: Cohort, features: Features | None = None) -> FittedView:
         """The view with everything that is learnt from the training sections: gene panel and embedding statistics."""
@@ -85,22 +98,26 @@ class View:
         view = replace(self, target=self.target.bind(len(train.genes("union"))))
         shift = scale = None
         if features and self.standardize in ("train", "both"):
-            tables = [self._section_scaled(features[id].emb, id) for id in train.ids]
+            tables = [self._section_scaled(features[id], id) for id in train.ids]
             shift, scale = _moments(np.concatenate(tables))
         return FittedView(view=view, genes=panel, trained_on=train.patients, shift=shift, scale=scale)
 
-    def _section_scaled(self, emb: np.ndarray, id: str) -> np.ndarray:
-        emb = np.asarray(emb, dtype=np.float32)
+    def _section_scaled(self, features: SectionFeatures, id: str) -> np.ndarray:
+        emb = np.asarray(features.emb, dtype=np.float32)
         if self.standardize != "both":
             return emb
-        shift, scale = section_moments(emb, id)
+        shift, scale = section_moments(features, id)
         return (emb - shift) / scale
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the panel as JSON-safe values."""
         return {
-            "target": self.target.to_dict(), "encoder": self.encoder, "weights": self.weights, "dtype": self.dtype,
-            "window": asdict(self.window), "standardize": self.standardize,
+            "target": self.target.to_dict(),
+            "encoder": self.encoder,
+            "weights": self.weights,
+            "dtype": self.dtype,
+            "window": asdict(self.window),
+            "standardize": self.standardize,
             "panel": self.panel if isinstance(self.panel, str) else self.panel.recipe,
         }
 
@@ -134,11 +151,14 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return shift.astype(np.float32), np.where(scale > 1e-6, scale, 1.0).astype(np.float32)
 
 
-def section_moments(emb: np.ndarray, id: str) -> tuple[np.ndarray, np.ndarray]:
+def section_moments(features: SectionFeatures, id: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of one section's own embeddings (d,); refused under 50 spots."""
+    emb = features.emb if features.section_emb is None else features.section_emb
     if len(emb) < MIN_SPOTS:
-        raise ValueError(f"standardize by section needs at least {MIN_SPOTS} spots; section {id!r} has {len(emb)}. "
-                         "Use standardize='train'")
+        raise ValueError(
+            f"standardize by section needs at least {MIN_SPOTS} spots; section {id!r} has {len(emb)}. "
+            "Use standardize='train'"
+        )
     return _moments(np.asarray(emb, dtype=np.float32))
 
 
@@ -173,8 +193,10 @@ class FittedView:
             return np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=bool)
         present = section.genes.isin(names)
         if present.sum() < len(names) and K.HIDDEN not in section.spots.layers and self.view.target.library == "panel":
-            raise KeyError(f"section {section.id!r} lacks {len(names) - int(present.sum())} of {len(names)} genes of the "
-                           "panel, and the target divides by their sum. Choose genes common to all sections")
+            raise KeyError(
+                f"section {section.id!r} lacks {len(names) - int(present.sum())} of {len(names)} genes of the "
+                "panel, and the target divides by their sum. Choose genes common to all sections"
+            )
         at = section.genes.get_indexer(names)
         counts = section.spots.X[:, np.maximum(at, 0)]
         target = self.view.target
@@ -182,7 +204,9 @@ class FittedView:
         mask = ok[:, None] & (at >= 0)[None, :]
         if K.HIDDEN in section.spots.layers:
             if self.view.target.library == "panel":
-                raise ValueError("entries are hidden, and the target divides by the sum over the panel, which they are "
-                                 "part of. Use a target with library='all'")
+                raise ValueError(
+                    "entries are hidden, and the target divides by the sum over the panel, which they are "
+                    "part of. Use a target with library='all'"
+                )
             mask &= ~section.spots.layers[K.HIDDEN][:, np.maximum(at, 0)].toarray()
         return np.where(mask, y, 0.0).astype(np.float32), mask

@@ -58,7 +58,9 @@ def test_garbage_is_everywhere_that_is_hidden(small: Phantom) -> None:
         holdout = Holdout(split, hide)
         garbled = holdout.garble(small.cohort)
         for before, after in zip(small.cohort, garbled, strict=True):
-            hidden = holdout.hidden(before).toarray() if before.id in split.test else np.zeros(before.spots.X.shape, bool)
+            hidden = (
+                holdout.hidden(before).toarray() if before.id in split.test else np.zeros(before.spots.X.shape, bool)
+            )
             changed = before.spots.X.toarray() != after.spots.X.toarray()
             assert not changed[~hidden].any()
             assert hidden.sum() == 0 or changed[hidden].mean() > 0.99

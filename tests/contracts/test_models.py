@@ -24,10 +24,18 @@ BY_GRADIENT = [name for name in ALL if card_of(name).learns == "gradient"]
 FITTED = [name for name in ALL if card_of(name).learns in ("closed-form", "retrieval")]
 ALWAYS = {"spot", "section", "y", "y_mask"}
 GIVES = {
-    Needs.WINDOW: {"window"}, Needs.EMB: {"emb"}, Needs.CTX_EMB: {"ctx_emb", "ctx_mask"},
-    Needs.CTX_EXPR: {"ctx_expr", "ctx_seen"}, Needs.POOL: {"pool_emb", "pool_rc", "pool_mask", "pool_row"},
-    Needs.NBR: {"nbr"}, Needs.XY: {"xy", "edge"}, Needs.ARRAY_XY: {"array_xy"}, Needs.COUNTS: {"counts", "library"},
-    Needs.PATIENT: {"patient"}, Needs.SEQ: {"seq", "emb"}, Needs.WHOLE_SECTION: set(),
+    Needs.WINDOW: {"window"},
+    Needs.EMB: {"emb"},
+    Needs.CTX_EMB: {"ctx_emb", "ctx_mask"},
+    Needs.CTX_EXPR: {"ctx_expr", "ctx_seen"},
+    Needs.POOL: {"pool_emb", "pool_rc", "pool_mask", "pool_row"},
+    Needs.NBR: {"nbr"},
+    Needs.XY: {"xy", "edge"},
+    Needs.ARRAY_XY: {"array_xy"},
+    Needs.COUNTS: {"counts", "library"},
+    Needs.PATIENT: {"patient"},
+    Needs.SEQ: {"seq", "emb"},
+    Needs.WHOLE_SECTION: set(),
 }
 
 
@@ -189,7 +197,9 @@ def error(module: nn.Module, batch: Batch) -> float:
 
 
 @pytest.mark.parametrize("name", FITTED)
-def test_retrieval_and_closed_form_use_the_expression(name: str, small: Phantom, view: View, shared_store: Store) -> None:
+def test_retrieval_and_closed_form_use_the_expression(
+    name: str, small: Phantom, view: View, shared_store: Store
+) -> None:
     feed = feed_for(name, small.cohort, view, shared_store)
     batch = feed.batch(torch.arange(8))
     before = build(name, feed).eval()(batch)

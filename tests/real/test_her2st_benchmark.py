@@ -35,8 +35,15 @@ def test_the_training_mean(
     cohort: Cohort, tmp_path: Path, record: Record, protocol: str, mse: float, sd: float
 ) -> None:
     """Leave one patient out over all 36 sections, triplex-paper target, top 250 by raw count; no image is needed."""
-    benchmark = Benchmark(name="bc1", cohort=cohort, splits=tuple(leave_one_out(cohort)), view=View(), models=("mean",),
-                          controls=("mean", "ridge"), protocol=protocol)  # type: ignore[arg-type]
+    benchmark = Benchmark(
+        name="bc1",
+        cohort=cohort,
+        splits=tuple(leave_one_out(cohort)),
+        view=View(),
+        models=("mean",),
+        controls=("mean", "ridge"),
+        protocol=protocol,
+    )  # type: ignore[arg-type]
     assert benchmark.left_out() == ("ridge",)
     report = summarise(benchmark, benchmark.run(tmp_path, Store(tmp_path / "store")), tmp_path)
     row = report.summary.set_index(["model", "metric"]).loc[("mean", "mse")]
@@ -76,12 +83,17 @@ def test_report_holds_every_model(run: tuple[Report, Cohort, Path]) -> None:
 def test_prediction_without_counts(run: tuple[Report, Cohort, Path], her2st_folder: Path, record: Record) -> None:
     """A model of two sections predicts an image of a third one without its counts."""
     report, cohort, folder = run
-    settings = FitSettings(model="ridge", store=str(folder / "store"), from_bench=str(folder / "run"),
-                           **(QUICK | {"sections": "B4,C2"}))
+    settings = FitSettings(
+        model="ridge", store=str(folder / "store"), from_bench=str(folder / "run"), **(QUICK | {"sections": "B4,C2"})
+    )
     fit(cohort, folder / "model", settings)
     image = next(path for path in (her2st_folder / "ST-imgs").rglob("C3.jpg"))
-    made = predict(folder / "model", image, folder / "C3.h5ad",
-                   PredictSettings(mpp=cohort["C3"].um_per_px, store=str(folder / "store")))
+    made = predict(
+        folder / "model",
+        image,
+        folder / "C3.h5ad",
+        PredictSettings(mpp=cohort["C3"].um_per_px, store=str(folder / "store")),
+    )
     record("tiles", int(made.n_obs))
     spots = cohort["C3"].n
     assert 0.7 * spots < made.n_obs < 1.4 * spots

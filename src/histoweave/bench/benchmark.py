@@ -21,7 +21,7 @@ import pandas as pd
 from anndata import AnnData
 
 from histoweave import _keys as K
-from histoweave._repro import digest, versions
+from histoweave._repro import digest, file_digest, versions
 from histoweave.batch import Needs
 from histoweave.bench.metrics import section_metrics, to_rows
 from histoweave.data.holdout import Everything, Hide, Holdout
@@ -102,6 +102,8 @@ class Benchmark:
         What is hidden on the test side.
     ensemble
         0: one fit on all training patients. k: the mean of k fits, each stopped on another k-th of them.
+    trunk_weights
+        Local file of weights that trainable trunks start from; without, they start at random.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Benchmark:
     protocol: Literal["strict", "paper"] = "strict"
     hide: Hide = field(default_factory=Everything)
     ensemble: int = 0
+    trunk_weights: str | None = None
 
     def __post_init__(self) -> None:
         for split in self.splits:
@@ -160,6 +163,7 @@ class Benchmark:
             "protocol": self.protocol,
             "hide": repr(self.hide),
             "ensemble": self.ensemble,
+            "trunk": self.trunk_weights and file_digest(Path(self.trunk_weights)),
             "versions": versions(),
             "panel": None if isinstance(view.panel, str) else view.panel.digest,
         }
@@ -235,10 +239,20 @@ class Benchmark:
         self, cell: Cell, train: Cohort, test: Cohort, store: Store, device: str, checkpoint: Path
     ) -> Iterator[Learner]:
         view = self.fitted_view()
+        name, args = parse(cell.model)
+        trains = Needs.WINDOW in needs_of(name, load_recipe(name, self.recipe).args | args)
+        trunk = self.trunk_weights if trains and card_of(name).learns == "gradient" else None
 
         def learner(part: str) -> Learner:
             return Learner(
-                cell.model, view, store, recipe=self.recipe, seed=cell.seed, device=device, checkpoint=checkpoint / part
+                cell.model,
+                view,
+                store,
+                recipe=self.recipe,
+                seed=cell.seed,
+                device=device,
+                checkpoint=checkpoint / part,
+                trunk_weights=trunk,
             )
 
         if self.protocol == "paper":

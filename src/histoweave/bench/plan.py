@@ -52,15 +52,19 @@ class Plan:
         return (self.seconds_embedding + self.seconds_training) / 3600
 
     def __str__(self) -> str:
-        return (f"{self.cells} cells, {self.cells_done} done; at most {self.windows} windows to encode "
-                f"(≈ {self.seconds_embedding / 60:.1f} min) and ≈ {self.seconds_training / 60:.1f} min of training: "
-                f"{self.hours:.2f} h in all")
+        return (
+            f"{self.cells} cells, {self.cells_done} done; at most {self.windows} windows to encode "
+            f"(≈ {self.seconds_embedding / 60:.1f} min) and ≈ {self.seconds_training / 60:.1f} min of training: "
+            f"{self.hours:.2f} h in all"
+        )
 
     def check(self, max_hours: float) -> None:
         """`TooLong` if the plan takes more hours than allowed."""
         if self.hours > max_hours:
-            raise TooLong(f"the plan takes up to {self.hours:.1f} h, and --max-hours is {max_hours:g}. Raise it, take "
-                          "fewer models or seeds, a shorter --recipe, or sections with fewer spots")
+            raise TooLong(
+                f"the plan takes up to {self.hours:.1f} h, and --max-hours is {max_hours:g}. Raise it, take "
+                "fewer models or seeds, a shorter --recipe, or sections with fewer spots"
+            )
 
 
 def plan(benchmark: Benchmark, out: str | Path, *, device: str = "cpu") -> Plan:
@@ -132,7 +136,8 @@ def _zeros(cohort: Cohort, width: int, side: int) -> Features:
     """Features of the right shapes that take no memory."""
     return {
         section.id: SectionFeatures(
-            emb=np.zeros((section.n, width), dtype=np.float16), inside=np.ones(section.n, dtype=np.float32),
+            emb=np.zeros((section.n, width), dtype=np.float16),
+            inside=np.ones(section.n, dtype=np.float32),
             ctx=np.zeros((1, width), dtype=np.float16),
             ctx_index=np.zeros((section.n, _TILES), dtype=np.int32),
             ctx_mask=np.ones((section.n, _TILES), dtype=bool),

@@ -108,9 +108,8 @@ def _encoder(card: dict[str, Any]) -> str:
 
 
 def _init(card: dict[str, Any]) -> str:
-    trunk = card["args"].get("trunk")
-    if trunk not in (None, "frozen"):
-        return str(card["args"].get("init", "random"))
+    if card["trunk"] is not None:
+        return str(card["trunk"])
     return card["encoder"]["init"] if card["encoder"] else "–"
 
 

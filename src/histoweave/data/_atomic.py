@@ -110,8 +110,8 @@ def dump(handle: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], blocks
     digest = hashlib.blake2b(digest_size=20)
     for block in blocks:
         data = np.ascontiguousarray(block, dtype).reshape(-1).view(np.uint8)
-        handle.write(data)
-        digest.update(data)
+        handle.write(data.data)
+        digest.update(data.data)
     return digest.hexdigest()
 
 
@@ -120,7 +120,7 @@ def digest_of(array: np.ndarray) -> str:
     digest = hashlib.blake2b(digest_size=20)
     flat = array.reshape(-1).view(np.uint8)
     for at in range(0, len(flat), BLOCK):
-        digest.update(flat[at : at + BLOCK])
+        digest.update(flat[at : at + BLOCK].data)
     return digest.hexdigest()
 
 

@@ -101,8 +101,9 @@ class Holdout:
         if isinstance(self.hide, Everything):
             place = spots.obs[[column for column in _PLACE if column in spots.obs]].copy()
             place[K.LIBRARY] = np.nan
-            bare = AnnData(X=sparse.csr_matrix((section.n, 0), dtype=np.float32), obs=place,
-                           obsm={K.SPATIAL: section.xy})
+            bare = AnnData(
+                X=sparse.csr_matrix((section.n, 0), dtype=np.float32), obs=place, obsm={K.SPATIAL: section.xy}
+            )
             return section.with_spots(bare)
         if isinstance(self.hide, Genes):
             keep = ~section.genes.isin(self.hide.names)
@@ -134,5 +135,7 @@ class Holdout:
             spots.obs[K.LIBRARY] = np.asarray(spots.X.sum(axis=1)).ravel()
         if isinstance(self.hide, Everything):
             derived = [column for column in spots.obs if column not in (*_PLACE, K.LIBRARY)]
-            spots.obs = spots.obs.assign(**{c: pd.Series(rng.random(section.n), index=spots.obs_names) for c in derived})
+            spots.obs = spots.obs.assign(
+                **{c: pd.Series(rng.random(section.n), index=spots.obs_names) for c in derived}
+            )
         return section.with_spots(spots)

@@ -144,10 +144,9 @@ def phantom(
 ) -> Phantom:
     """A synthetic cohort: H&E-like images, negative-binomial counts with dropout, and the truth behind them.
 
-    The same arguments give the same bytes. The tissue of every section is turned and mirrored at random: margin and
-    adipose axis point anywhere. Each tile's structure is drawn independently, so what lies around a spot hardly shows
-    in the spot; what is left of a link is removed by regressing the neighbourhood and global factors on the
-    composition of the spot's own tile, within each section.
+    The same arguments give the same bytes. Margin and adipose axis are turned and mirrored at random in every section.
+    Each tile's structure is drawn independently, so what lies around a spot hardly shows in it; what is left of a link
+    is removed by regressing neighbourhood and global factors on the spot's own composition, within each section.
 
     Parameters
     ----------
@@ -157,13 +156,11 @@ def phantom(
         Lattice rows and columns, before positions off the tissue are dropped.
     genes
         Genes per family, by default 24 local, 16 neighbourhood, 16 global, 100 noise; structured numbers are even.
-    um_per_px
-        Default 200/112 (st), 100/112 (visium), 0.5 (cells).
-    pitch_um
-        Distance of neighbouring spots; default 200 (st), 100 (visium), 50 (cells).
+    um_per_px, pitch_um
+        Default 200/112 and 200 (st), 100/112 and 100 (visium), 0.5 and 50 (cells).
     tile_um
-        Side of the tile that decides a spot's expression, and size of the structures; default the pitch. Two cohorts
-        follow the same biology where this and `gene_seed` agree, whatever their layouts and pixel sizes.
+        Side of the tile that decides a spot's expression, and size of the structures; default the pitch. Cohorts in
+        which this, `gene_seed` and the sections' extent agree follow the same rules, at any layout and pixel size.
     stain_shift
         Strength of the colour differences between patients; 0 for none. Geometry and counts do not depend on it.
     library_shift
@@ -185,17 +182,15 @@ def phantom(
     >>> [section.id for section in truth.cohort]
     ['P1-1', 'P2-1']
     """
-    rules.at_least("n_patients", n_patients, 1)
-    rules.at_least("sections_per_patient", sections_per_patient, 1)
+    for name, number in (("n_patients", n_patients), ("sections_per_patient", sections_per_patient)):
+        rules.at_least(name, number, 1)
     names = {f"P{p}": [f"P{p}-{s}" for s in range(1, sections_per_patient + 1)] for p in range(1, n_patients + 1)}
     if layout not in rules.PLATFORM:
         raise ValueError(f"layout {layout!r} is unknown; expected one of {tuple(rules.PLATFORM)}")
+    px = rules.UM_PER_PX[layout] if um_per_px is None else um_per_px
     pitch = rules.PITCH[layout] if pitch_um is None else pitch_um
-    spec = Spec(
-        layout=layout, spots=spots, um_per_px=rules.UM_PER_PX[layout] if um_per_px is None else um_per_px,
-        pitch_um=pitch, tile_um=pitch if tile_um is None else tile_um, stain_shift=stain_shift,
-        library_shift=library_shift, dropout=dropout, seed=seed,
-    )
+    spec = Spec(layout=layout, spots=spots, um_per_px=px, pitch_um=pitch, tile_um=pitch if tile_um is None else tile_um,
+                stain_shift=stain_shift, library_shift=library_shift, dropout=dropout, seed=seed)
     return _build(names, spec, rules.gene_panel({**rules.GENES, **(genes or {})}, gene_seed))
 
 

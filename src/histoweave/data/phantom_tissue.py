@@ -118,8 +118,8 @@ def composition(tissue: Tissue, xy_um: np.ndarray) -> np.ndarray:
     flat = np.ravel_multi_index((at[:, 0], at[:, 1]), frame.nodes)
     on["nuclei"] = np.bincount(flat, minlength=int(np.prod(frame.nodes))).reshape(frame.nodes) * 1000 / frame.step**2
     edges = (np.arange(6) - 2.5) * frame.tile_um
-    gx, gy = xy_um[:, 0, None] + edges, xy_um[:, 1, None] + edges  # (n, 6)
-    corner = np.stack(np.broadcast_arrays(gy[:, :, None], gx[:, None, :])) / frame.step + 0.5  # (2, n, 6, 6)
+    x, y = xy_um[:, 0, None] + edges, xy_um[:, 1, None] + edges  # (n, 6)
+    corner = np.stack(np.broadcast_arrays(y[:, :, None], x[:, None, :])) / frame.step + 0.5  # (2, n, 6, 6)
     out = np.empty((len(xy_um), 5, 5, len(PARTS)))
     for c, name in enumerate(PARTS):
         total = np.pad(on[name].astype(np.float64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
@@ -311,8 +311,7 @@ def _nuclei(rng: Generator, frame: Frame, fields: dict[str, np.ndarray], cellula
     ragged = lymph + 0.10 * frame.tile_um * _smooth_noise(rng, frame.nodes, 1.5)
     wall = gland - lumen
     free = (lymph < 0) & (tumour < -1) & (gland < -2)
-    stroma = free & (fat < 0)
-    rim = free & (fat > 0) & (fields["septum"] < 4)
+    stroma, rim = free & (fat < 0), free & (fat > 0) & (fields["septum"] < 4)
     cluster = np.clip(ragged / (0.12 * frame.tile_um) + 0.35, 0, 1) * (lymph > -3 * frame.step)
     nest = (tumour > 3) & (lumen < -3) & (lymph < 0)
     epithelium = (gland > 0.2 * wall) & (lumen < -0.2 * wall) & (lymph < 0) & (tumour < 0)
@@ -336,7 +335,7 @@ def _nuclei(rng: Generator, frame: Frame, fields: dict[str, np.ndarray], cellula
         if kind == 2:  # columnar epithelium: nuclei point to the lumen
             gy, gx = np.gradient(gland)
             turn = np.arctan2(gy, gx)[node[:, 1], node[:, 0]]
-        if kind == 3:  # fibroblasts follow the fibres
+        elif kind == 3:  # fibroblasts follow a flow of their own
             turn = flow[node[:, 1], node[:, 0]] + rng.normal(0, 0.3, len(xy))
         dark = np.clip(rng.normal(stain, stain_sd, len(xy)), 0.3, 2.0)
         out.append(np.c_[xy, long * size, short * size, turn, dark, np.full(len(xy), kind)])
@@ -345,7 +344,7 @@ def _nuclei(rng: Generator, frame: Frame, fields: dict[str, np.ndarray], cellula
 
 def _scatter(rng: Generator, frame: Frame, pitch: float) -> np.ndarray:
     """Jittered hexagonal lattice over the canvas (m, 2), um: crowded but hardly overlapping."""
-    cols, rows = (int(side / pitch) - 1 for side in frame.size_um)
-    y, x = np.mgrid[:max(rows, 1), :max(cols, 1)].reshape(2, -1).astype(float)
+    cols, rows = (max(int(side / pitch) - 1, 1) for side in frame.size_um)
+    y, x = np.mgrid[:rows, :cols].reshape(2, -1).astype(float)
     xy = np.c_[x + 0.5 * (y % 2) + 0.5, y + 0.75] + rng.uniform(-0.28, 0.28, (len(x), 2))
     return np.clip(xy * pitch, 0, np.array(frame.size_um) - frame.step)

@@ -149,7 +149,9 @@ def make_section(
         raise SectionError(f"section {id!r} is empty: it has no spots. Remove it, or loosen the filter that emptied it")
     matrix = _checked_counts(id, counts, n, len(genes))
     gene_index = pd.Index([str(gene) for gene in genes], dtype=object)
-    spot_index = pd.Index([str(name) for name in names] if names is not None else np.arange(n).astype(str), dtype=object)
+    spot_index = pd.Index(
+        [str(name) for name in names] if names is not None else np.arange(n).astype(str), dtype=object
+    )
     _check_names(id, gene_index, spot_index, n)
     if not np.isfinite(xy).all():
         bad = spot_index[~np.isfinite(xy).all(axis=1)]
@@ -179,15 +181,21 @@ def _checked_counts(id: str, counts: Any, n: int, n_genes: int) -> sparse.csr_ma
     values = matrix.data
     if values.size and np.issubdtype(values.dtype, np.floating):
         if not np.isfinite(values).all():
-            raise SectionError(f"section {id!r}: {int((~np.isfinite(values)).sum())} counts are NaN or infinite; "
-                               "expected raw counts. Mark missing spots by dropping them")
+            raise SectionError(
+                f"section {id!r}: {int((~np.isfinite(values)).sum())} counts are NaN or infinite; "
+                "expected raw counts. Mark missing spots by dropping them"
+            )
         if (values != np.rint(values)).any():
             example = values[values != np.rint(values)][0]
-            raise SectionError(f"section {id!r}: counts are not integers (for example {example:g}); expected raw counts, "
-                               "not normalised or log values. Give the layer that holds the raw counts")
+            raise SectionError(
+                f"section {id!r}: counts are not integers (for example {example:g}); expected raw counts, "
+                "not normalised or log values. Give the layer that holds the raw counts"
+            )
     if values.size and values.min() < 0:
-        raise SectionError(f"section {id!r}: {int((values < 0).sum())} counts are negative (smallest {values.min():g}); "
-                           "expected raw counts")
+        raise SectionError(
+            f"section {id!r}: {int((values < 0).sum())} counts are negative (smallest {values.min():g}); "
+            "expected raw counts"
+        )
     return matrix.astype(np.float32)
 
 
@@ -204,8 +212,10 @@ def _checked_lattice(id: str, array_rc: Any, spots: pd.Index) -> np.ndarray:
     given = np.asarray(array_rc)
     rc = given.astype(np.int64)
     if rc.shape != (len(spots), 2) or (given != rc).any():
-        raise SectionError(f"section {id!r}: lattice coordinates have shape {given.shape} and type {given.dtype}; "
-                           f"expected integers ({len(spots)}, 2) as (row, column)")
+        raise SectionError(
+            f"section {id!r}: lattice coordinates have shape {given.shape} and type {given.dtype}; "
+            f"expected integers ({len(spots)}, 2) as (row, column)"
+        )
     repeated = pd.MultiIndex.from_arrays([rc[:, 0], rc[:, 1]]).duplicated(keep=False)
     if repeated.any():
         raise SectionError(f"section {id!r}: spots {_some(spots[repeated])} share a lattice position; keep one of each")
@@ -215,8 +225,10 @@ def _checked_lattice(id: str, array_rc: Any, spots: pd.Index) -> np.ndarray:
 def _checked_scale(id: str, um_per_px: float | None, image: SlideImage | None) -> float | None:
     scale = um_per_px if um_per_px is not None or image is None else image.um_per_px
     if scale is None and image is not None:
-        raise SectionError(f"section {id!r}: the µm per px of its image is unknown and the file does not say; give it "
-                           "(`--mpp 0.5`, the `mpp` column of samples.csv, or `um_per_px=`)")
+        raise SectionError(
+            f"section {id!r}: the µm per px of its image is unknown and the file does not say; give it "
+            "(`--mpp 0.5`, the `mpp` column of samples.csv, or `um_per_px=`)"
+        )
     if scale is not None and not (np.isfinite(scale) and 0.01 <= scale <= 100):
         raise SectionError(f"section {id!r}: {scale!r} µm per px was given; expected a number between 0.01 and 100")
     return None if scale is None else float(scale)
@@ -281,9 +293,12 @@ class Cohort(Sequence[Section]):
         """One row per section: patient, platform, spots, genes, µm per px, whether there is an image."""
         return pd.DataFrame(
             {
-                "patient": [s.patient for s in self], "platform": [s.platform for s in self],
-                "spots": [s.n for s in self], "genes": [len(s.genes) for s in self],
-                "um_per_px": [s.um_per_px for s in self], "image": [s.image is not None for s in self],
+                "patient": [s.patient for s in self],
+                "platform": [s.platform for s in self],
+                "spots": [s.n for s in self],
+                "genes": [len(s.genes) for s in self],
+                "um_per_px": [s.um_per_px for s in self],
+                "image": [s.image is not None for s in self],
             },
             index=pd.Index(self.ids, name="section"),
         )

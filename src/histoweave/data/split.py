@@ -45,8 +45,10 @@ class Split:
                     "Split by patient: all sections of a patient belong on one side"
                 )
         if not self.train or not self.test:
-            raise SplitLeak(f"fold {self.name!r} has {len(self.train)} training and {len(self.test)} test sections; "
-                            "both sides need at least one")
+            raise SplitLeak(
+                f"fold {self.name!r} has {len(self.train)} training and {len(self.test)} test sections; "
+                "both sides need at least one"
+            )
         return self
 
 
@@ -65,8 +67,10 @@ def k_fold(cohort: Cohort, k: int, *, seed: int = 0, shuffle: bool = True) -> li
     """`k` folds of whole patients, of sizes that differ by at most one."""
     patients = list(cohort.patients)
     if len(patients) < 2:
-        raise SplitLeak(f"the cohort has one patient only ({', '.join(map(repr, patients))}); a benchmark needs at "
-                        "least two. Add patients, or use `fit` and `predict`")
+        raise SplitLeak(
+            f"the cohort has one patient only ({', '.join(map(repr, patients))}); a benchmark needs at "
+            "least two. Add patients, or use `fit` and `predict`"
+        )
     if not 2 <= k <= len(patients):
         raise ValueError(f"k={k} folds of {len(patients)} patients; expected 2 to {len(patients)}")
     if shuffle:
@@ -81,8 +85,9 @@ def from_table(cohort: Cohort, folds: Mapping[str, Sequence[str]]) -> list[Split
     for name, group in folds.items():
         unknown = sorted(set(group) - set(cohort.patients))
         if unknown:
-            raise ValueError(f"fold {name!r} names patients {unknown} that the cohort does not have; it has "
-                             f"{list(cohort.patients)}")
+            raise ValueError(
+                f"fold {name!r} names patients {unknown} that the cohort does not have; it has {list(cohort.patients)}"
+            )
         test = cohort.where_patient(group).ids
         train = tuple(id for id in cohort.ids if id not in set(test))
         splits.append(Split(train=train, test=test, name=name).check(cohort))

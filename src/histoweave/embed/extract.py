@@ -9,11 +9,11 @@ sections too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,10 +32,7 @@ _AHEAD = 3  # batches decoded ahead of the encoder
 _WHOLE = 1 - 1e-6  # part of a window inside the image, from which on it counts as wholly inside
 
 
-class Progress(Protocol):
-    """What `embed` reports to: windows done and in all, and the section at work."""
-
-    def __call__(self, done: int, total: int, label: str) -> None: ...
+Progress = Callable[[int, int, str], None]  # done, total, label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +52,27 @@ class SectionFeatures:
     ctx_index: np.ndarray | None = None
     ctx_mask: np.ndarray | None = None
     pixels: np.ndarray | None = None
+    section_emb: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> SectionFeatures:
+        """Give the features of some spots, copied; `section_emb` keeps the whole section's for its statistics."""
+        own, whole = np.asarray(self.emb[rows]), self.emb if self.section_emb is None else self.section_emb
+        inside = None if self.inside is None else self.inside[rows]
+        pixels = None if self.pixels is None else self.pixels[rows]
+        part = SectionFeatures(emb=own, inside=inside, pixels=pixels, section_emb=whole)
+        if self.ctx is None or self.ctx_index is None or self.ctx_mask is None:
+            return part
+        # What a tile of the part points to may be a spot outside it: such vectors move from emb to ctx.
+        wanted, index = np.unique(self.ctx_index[rows], return_inverse=True)
+        place = np.full(len(self.emb) + len(self.ctx), -1, dtype=np.int32)
+        place[rows] = np.arange(len(rows), dtype=np.int32)
+        further = wanted[place[wanted] < 0]
+        place[further] = len(rows) + np.arange(len(further), dtype=np.int32)
+        n = len(self.emb)
+        ctx = np.concatenate([self.emb[further[further < n]], self.ctx[further[further >= n] - n]])
+        return replace(
+            part, ctx=ctx, ctx_index=place[wanted][index].reshape(len(rows), -1), ctx_mask=self.ctx_mask[rows]
+        )
 
     def context(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gather the context of some spots: embeddings (b, k * k, d) float16 and their mask (b, k * k)."""

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -60,8 +61,9 @@ def model_class(name: str) -> type[Any]:
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """``"triplex[fusion=sum,alpha=0.3]"`` → ``("triplex", {"fusion": "sum", "alpha": 0.3})``.
 
-    Values are read as JSON where they are JSON (numbers, true, false, null, quoted), else as text; several values are
-    joined with ``+``: ``legacy=ffn-width+eval-dropout`` gives a tuple.
+    Values are JSON (numbers, true, false, null), ``on`` or ``off``, else text; several values are joined with ``+``:
+    ``legacy=ffn-width+eval-dropout`` gives a tuple. An argument that is a Python keyword is written without the
+    underscore that it has in Python: ``global=off``.
     """
     match = re.fullmatch(r"\s*([\w.-]+)\s*(?:\[(.*)\])?\s*", spec)
     if match is None:
@@ -71,18 +73,23 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"argument {item!r} of model {spec!r} has no value; write argument=value")
-        arguments[key.strip()] = _value(value.strip())
+        key = key.strip()
+        arguments[f"{key}_" if iskeyword(key) else key] = _value(value.strip())
     check_arguments(match[1], arguments)
     return match[1], arguments
 
 
+_WORDS = {"on": True, "off": False}
+
+
 def _value(text: str) -> Any:
-    if "+" in text and not re.fullmatch(r"[-+.\deE]+", text):
-        return tuple(_value(part) for part in text.split("+"))
+    """Text as JSON, ``on`` or ``off``, several of these joined by ``+``, or itself."""
+    if text in _WORDS:
+        return _WORDS[text]
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text
+        return tuple(_value(part) for part in text.split("+")) if "+" in text else text
 
 
 def split_specs(text: str) -> list[str]:
@@ -125,7 +132,15 @@ def describe(name: str, genes: int = 250, emb: int = 512) -> dict[str, Any]:
         model = model_class(name)(Dims(genes=genes, emb=emb))
     card = card_of(name)
     return {
-        "name": name, "title": card.title, "task": card.task, "learns": card.learns, "control": card.control,
-        "needs": [need.name for need in model.needs], "parameters": sum(p.numel() for p in model.parameters()),
-        "genes": genes, "citation": card.citation, "licence": card.licence, "published": card.published,
+        "name": name,
+        "title": card.title,
+        "task": card.task,
+        "learns": card.learns,
+        "control": card.control,
+        "needs": [need.name for need in model.needs],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "genes": genes,
+        "citation": card.citation,
+        "licence": card.licence,
+        "published": card.published,
     }

@@ -1,8 +1,7 @@
 """Maps of values over the spots of a section, with the spots at their physical size.
 
-Colours are perceptually uniform (viridis) for expression and blue-white-red for signed error; both can be told apart
-with every common colour blindness. Map layers are raster images inside vector figures, so that a section of thousands
-of spots stays small on disk.
+Colours are perceptually uniform (viridis) for expression and blue-white-red for signed error, also for the colour-blind.
+Map layers are raster images inside vector figures, so that a section of thousands of spots stays small on disk.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import EllipseCollection
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -30,8 +29,7 @@ EXPRESSION, ERROR = "viridis", "RdBu_r"
 # Okabe & Ito (2008), without black and yellow: readable as thin rings on pink tissue.
 LABELS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c6d31", "#4b4f57")
 OTHER = "other"
-# Spot diameter over centre-to-centre distance: 100 of 200 µm (Spatial Transcriptomics), 55 of 100 µm (Visium).
-_FILL = {"st": 0.5, "visium": 0.55}
+_FILL = {"st": 0.5, "visium": 0.55}  # spot diameter over pitch: 100 of 200 µm, 55 of 100 µm
 _TOUCHING = 0.92  # bins, cells and tiles cover the tissue: drawn as large as they can be told apart
 _WIDTH = 11.0  # inches
 _TITLE, _GAP = 8.5, "  "  # size in pt; what stands between a model and its number
@@ -85,8 +83,8 @@ class Plate:
         # A thumbnail's sides are rounded; each axis has its own scale.
         fx, fy = whole.shape[1] / width, whole.shape[0] / height
         x, y = np.round([left * fx, right * fx]).astype(int), np.round([top * fy, bottom * fy]).astype(int)
-        return cls(xy, plate.diameter, um, _padded(whole[y[0] : y[1], x[0] : x[1]], plate.box, (left, right, top, bottom)),
-                   plate.labels)
+        shown = _padded(whole[y[0] : y[1], x[0] : x[1]], plate.box, (left, right, top, bottom))
+        return cls(xy, plate.diameter, um, shown, plate.labels)
 
     @classmethod
     def bare(cls, xy: np.ndarray) -> Plate:
@@ -190,16 +188,15 @@ def error_map(
     error = np.asarray(prediction, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
     most = float(np.nanpercentile(np.abs(error), _ROBUST[1])) or 1.0
     signed = Normalize(-most, most)
-    panels = [truth, prediction, error]
-    names = ["measured", _titled(model, pcc), "predicted − measured"]
+    panels = [("measured", truth, EXPRESSION, norm), (_titled(model, pcc), prediction, EXPRESSION, norm),
+              ("predicted − measured", error, ERROR, signed)]
     figure, axes, strip = _grid(plate, 3)
-    for ax, values, name, cmap, scale in zip(axes, panels, names, [EXPRESSION, EXPRESSION, ERROR], [norm, norm, signed],
-                                             strict=True):
+    for ax, (name, values, cmap, scale) in zip(axes, panels, strict=True):
         draw_spots(ax, plate, values, cmap, scale)
         _dress(ax, plate, name)
     _scale_bar(axes[0], plate)
-    for ax, cmap, scale, label, of in ((axes[1], EXPRESSION, norm, units, panels[:2]),
-                                       (axes[2], ERROR, signed, "error, same units", panels[2:])):
+    for ax, cmap, scale, label, of in ((axes[1], EXPRESSION, norm, units, [truth, prediction]),
+                                       (axes[2], ERROR, signed, "error, same units", [error])):
         at = ax.get_position()
         _colour_strip(figure, (at.x0 + 0.04 * at.width, strip[1], 0.92 * at.width, strip[3]), cmap, scale, label, of)
     return figure
@@ -240,8 +237,8 @@ def _discs(ax: Axes, plate: Plate, xy: np.ndarray, **looks: object) -> EllipseCo
 
 
 def _draw_image(ax: Axes, plate: Plate) -> None:
-    left, right, top, bottom = plate.box
     if plate.picture is not None:
+        left, right, top, bottom = plate.box
         ax.imshow(plate.picture, extent=(left, right, bottom, top), interpolation="antialiased")
 
 
@@ -265,7 +262,7 @@ def _draw_labels(ax: Axes, plate: Plate) -> None:
 def _grid(plate: Plate, n: int) -> tuple[Figure, list[Axes], tuple[float, float, float, float]]:
     """A figure with n panels of the plate's shape in even rows, and the place of a colour strip below them."""
     rows = math.ceil(n / _PER_ROW) if n != _PER_ROW + 1 else 1
-    columns = max(math.ceil(n / rows), 3)  # two panels as wide as a page would be taller than a screen
+    columns = max(math.ceil(n / rows), 3)
     gap, title, below = 0.12, 0.30, 0.30  # inches
     side = min((_WIDTH - 0.01 - gap * (columns - 1)) / columns, 3.4 / max(plate.aspect, 0.5))
     tall = side * plate.aspect
@@ -336,7 +333,7 @@ def _scale_bar(ax: Axes, plate: Plate) -> None:
 
 
 def _colour_strip(
-    figure: Figure, place: tuple[float, float, float, float], cmap: str | Colormap, norm: Normalize, label: str,
+    figure: Figure, place: tuple[float, float, float, float], cmap: str, norm: Normalize, label: str,
     values: Sequence[np.ndarray],
 ) -> None:
     """A horizontal colour scale with its units; arrows where values lie beyond it."""

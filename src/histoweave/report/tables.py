@@ -210,7 +210,8 @@ def fingerprint_rows(report: Report) -> list[tuple[str, str]]:
     card = report.card
     panels = dict.fromkeys(cell["panel_digest"] for cell in report.cells)
     units = dict.fromkeys(cell["units"] for cell in report.cells)
-    shown = [("digest", str(card.get("digest", "–"))), ("target units", ", ".join(units)), ("recipe", str(card["recipe"])), ("seeds", ", ".join(map(str, card["seeds"]))),
+    shown = [("digest", str(card.get("digest", "–"))), ("target units", ", ".join(units)),
+             ("recipe", str(card["recipe"])), ("seeds", ", ".join(map(str, card["seeds"]))),
              ("fits per fold", str(card["ensemble"] or 1)), ("gene panel digest, per fold", " · ".join(map(str, panels))),
              ("view", json.dumps(card["view"], indent=1, sort_keys=True, ensure_ascii=False)),
              ("device", str(card.get("device", "–"))), ("machine", str(card.get("machine", "–"))),

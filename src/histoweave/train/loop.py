@@ -42,7 +42,13 @@ class History:
 
 
 def fit(
-    module: nn.Module, train: Feed, val: Feed, recipe: Recipe, *, seed: int = 0, checkpoint: Path | None = None,
+    module: nn.Module,
+    train: Feed,
+    val: Feed,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> History:
     """Trains a module in place and leaves the weights of its best epoch in it.
@@ -100,8 +106,10 @@ def _epoch(
     for batch in train.batches(recipe.batch, generator=order):
         value, parts = module.loss(batch)
         if not torch.isfinite(value):
-            raise FloatingPointError(f"the loss became {float(value)} in epoch {epoch + 1}; lower the learning rate "
-                                     f"(now {recipe.rate(epoch):g}) or set `clip`")
+            raise FloatingPointError(
+                f"the loss became {float(value)} in epoch {epoch + 1}; lower the learning rate "
+                f"(now {recipe.rate(epoch):g}) or set `clip`"
+            )
         optimizer.zero_grad()
         lightning.backward(value)
         if recipe.clip is not None:
@@ -118,7 +126,9 @@ def evaluate(module: Any, feed: Feed, batch: int) -> dict[str, float]:
     """Within-section Pearson correlation (mean over genes, then sections) and squared error of a feed's spots."""
     prediction, y, mask, section = predictions(module, feed, batch)
     error = ((prediction - y) ** 2)[mask].mean()
-    scores = [within(prediction[here], y[here], mask[here]) for s in section.unique() if (here := section == s).sum() > 1]
+    scores = [
+        within(prediction[here], y[here], mask[here]) for s in section.unique() if (here := section == s).sum() > 1
+    ]
     kept = [score for score in scores if not math.isnan(score)]
     return {"mse": float(error), "pcc": sum(kept) / len(kept) if kept else 0.0}
 

@@ -19,13 +19,14 @@ from histoweave.batch import Dims, Needs
 from histoweave.data.section import PITCH_UM, Cohort, Section
 from histoweave.data.store import Store
 from histoweave.embed import encoder_card
+from histoweave.embed.weights import read_weights
 from histoweave.feed import Feed, dense_rc
 from histoweave.models import card_of, create, needs_of, parse
 from histoweave.pp.genes import GenePanel
 from histoweave.pp.lattice import pitch
 from histoweave.train.loop import History, Progress, fit, predictions
-from histoweave.train.regions import regions
 from histoweave.train.recipe import Recipe, load_recipe
+from histoweave.train.regions import regions
 from histoweave.train.saved import read_folder, write_folder
 from histoweave.view import Features, FittedView, View
 
@@ -63,18 +64,29 @@ class Learner:
         Folder in which a killed training finds its state again.
     progress
         Called as ``progress(done, total, label)``.
+    trunk_weights
+        Local file of weights that a trainable trunk starts from; without, it starts at random, and says so.
     """
 
     def __init__(
-        self, model: str, view: View, store: Store, *, recipe: str | Recipe = "cpu", seed: int = 0, device: str = "cpu",
-        checkpoint: Path | None = None, progress: Progress | None = None,
+        self,
+        model: str,
+        view: View,
+        store: Store,
+        *,
+        recipe: str | Recipe = "cpu",
+        seed: int = 0,
+        device: str = "cpu",
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+        trunk_weights: str | None = None,
     ) -> None:
         self.model = model
         self.name, given = parse(model)
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(self.name, recipe)
         self.args = self.recipe.args | given
         self.view, self.store, self.seed, self.device = view, store, seed, device
-        self.checkpoint, self.progress = checkpoint, progress
+        self.checkpoint, self.progress, self.trunk_weights = checkpoint, progress, trunk_weights
         self.needs = needs_of(self.name, self.args)
         self.fitted: FittedView | None = None
         self.module: nn.Module | None = None
@@ -101,6 +113,7 @@ class Learner:
         feed = Feed(self.fitted, train, features, self.needs, device=self.device)
         torch.manual_seed(self.seed)
         self.module = self._build(feed.width)
+        self._start_trunk(self.module)
         learns = card_of(self.name).learns
         if learns != "gradient":
             self.rung = feed.inner.rung if learns != "none" and len(train) else "none"
@@ -116,8 +129,9 @@ class Learner:
             part, stop = feed, self._feed(val)
         if hasattr(self.module, "index"):
             self.module.index(part)  # type: ignore[operator]
-        self.history = fit(self.module, part, stop, self.recipe, seed=self.seed, checkpoint=self.checkpoint,
-                           progress=self.progress)
+        self.history = fit(
+            self.module, part, stop, self.recipe, seed=self.seed, checkpoint=self.checkpoint, progress=self.progress
+        )
         return self
 
     def predict(self, cohort: Cohort) -> AnnData:
@@ -175,13 +189,24 @@ class Learner:
         card = card_of(self.name)
         uses_encoder = bool(self.needs & (_IMAGE & ~Needs.WINDOW))
         return {
-            "model": self.model, "name": self.name, "args": self.args, "recipe": self.recipe.to_dict(),
-            "seed": self.seed, "citation": card.citation, "view": fitted.view.to_dict(),
-            "panel": fitted.genes.to_dict(), "panel_digest": fitted.genes.digest,
-            "trained_on": list(fitted.trained_on), "inner_split": self.rung,
+            "model": self.model,
+            "name": self.name,
+            "args": self.args,
+            "recipe": self.recipe.to_dict(),
+            "seed": self.seed,
+            "citation": card.citation,
+            "view": fitted.view.to_dict(),
+            "panel": fitted.genes.to_dict(),
+            "panel_digest": fitted.genes.digest,
+            "trained_on": list(fitted.trained_on),
+            "inner_split": self.rung,
             "encoder": encoder_card(fitted.view.encoder).to_dict() if uses_encoder else None,
-            "max_context": self.max_context, "spacing": self.spacing, "expected_accuracy": self.expected_note,
-            "parameters": sum(p.numel() for p in module.parameters()), "units": fitted.view.target.units,
+            "max_context": self.max_context,
+            "spacing": self.spacing,
+            "expected_accuracy": self.expected_note,
+            "trunk": _trunk_init(module, self.trunk_weights),
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "units": fitted.view.target.units,
         }
 
     def save(self, dir: str | Path) -> None:
@@ -213,12 +238,32 @@ class Learner:
         dims = Dims(genes=len(self.fitted.genes.genes), emb=width)
         return create(self.name, dims, **self.args).to(self.device)  # type: ignore[attr-defined]
 
+    def _start_trunk(self, module: nn.Module) -> None:
+        if self.trunk_weights is None:
+            return
+        trunk = getattr(module, "trunk", None)
+        if trunk is None:
+            raise ValueError(
+                f"model {self.model!r} has no trainable trunk to load {self.trunk_weights!r} into; use "
+                "trunk=trainable, or leave the weights out"
+            )
+        trunk.load(read_weights(self.trunk_weights))
+
     def _check_images(self, cohort: Cohort) -> None:
         bare = [section.id for section in cohort if section.image is None]
         if bare and self.needs & _IMAGE:
-            raise ValueError(f"model {self.name!r} looks at images, and {len(bare)} of {len(cohort)} sections have none "
-                             f"({', '.join(bare[:8])}). Use the others only: `--sections with-image`, or "
-                             "`cohort.with_image()`")
+            raise ValueError(
+                f"model {self.name!r} looks at images, and {len(bare)} of {len(cohort)} sections have none "
+                f"({', '.join(bare[:8])}). Use the others only: `--sections with-image`, or "
+                "`cohort.with_image()`"
+            )
+
+
+def _trunk_init(module: nn.Module, weights: str | None) -> str | None:
+    """Where a trainable trunk started: random, or the name of the file; None without such a trunk."""
+    if getattr(module, "trunk", None) is None:
+        return None
+    return "random" if weights is None else Path(weights).name
 
 
 def _spacing(train: Cohort) -> dict[str, Any]:
@@ -245,12 +290,14 @@ def load_predictor(
     view = View.from_dict(card["view"], panel)
     if weights is not None:
         view = replace(view, weights=weights)
-    learner = Learner(card["model"], view, store, recipe=Recipe(**card["recipe"]), seed=card["seed"], device=device,
-                      progress=progress)
+    learner = Learner(
+        card["model"], view, store, recipe=Recipe(**card["recipe"]), seed=card["seed"], device=device, progress=progress
+    )
     learner.rung, learner.expected, learner.expected_note = card["inner_split"], accuracy, card["expected_accuracy"]
     learner.max_context, learner.spacing = card["max_context"], card["spacing"]
-    kept: dict[str, np.ndarray] = {key: tensors[f"view/{key}"].numpy() for key in ("shift", "scale")
-                                   if f"view/{key}" in tensors}
+    kept: dict[str, np.ndarray] = {
+        key: tensors[f"view/{key}"].numpy() for key in ("shift", "scale") if f"view/{key}" in tensors
+    }
     learner.fitted = FittedView(view=view, genes=panel, trained_on=tuple(card["trained_on"]), **kept)
     state = {key.removeprefix("module/"): value for key, value in tensors.items() if key.startswith("module/")}
     width = encoder_card(view.encoder).dim if card["encoder"] else 0

@@ -46,7 +46,11 @@ class Recipe:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
     def __post_init__(self) -> None:
-        allowed = {"optimizer": ("adam", "adamw", "sgd"), "monitor": ("pcc", "mse"), "precision": ("32-true", "bf16-mixed")}
+        allowed = {
+            "optimizer": ("adam", "adamw", "sgd"),
+            "monitor": ("pcc", "mse"),
+            "precision": ("32-true", "bf16-mixed"),
+        }
         for key, values in allowed.items():
             if getattr(self, key) not in values:
                 raise ValueError(f"recipe {self.name!r}: {key}={getattr(self, key)!r}; expected one of {values}")
@@ -65,7 +69,9 @@ class Recipe:
             return self.lr * float(numbers[1]) ** (epoch // int(numbers[0]))
         if kind == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
-        raise ValueError(f"recipe {self.name!r}: schedule {self.schedule!r}; expected 'none', 'step:50:0.9' or 'cosine'")
+        raise ValueError(
+            f"recipe {self.name!r}: schedule {self.schedule!r}; expected 'none', 'step:50:0.9' or 'cosine'"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values."""

@@ -19,9 +19,7 @@ FORMAT = 1
 _JSON, _TENSORS, _ACCURACY = "model.json", "weights.safetensors", "accuracy.csv"
 
 
-def write_folder(
-    folder: Path, card: dict[str, Any], tensors: dict[str, Tensor], accuracy: pd.DataFrame | None
-) -> None:
+def write_folder(folder: Path, card: dict[str, Any], tensors: dict[str, Tensor], accuracy: pd.DataFrame | None) -> None:
     """Writes the folder beside its place and moves it there; an existing saved model is replaced, anything else kept.
 
     Raises

@@ -48,14 +48,18 @@ class Transfer:
             shared = [gene for gene in section.genes if gene in set(known)]
             missing = [gene for gene in known if gene not in set(section.genes)]
             if not shared or not missing:
-                raise ValueError(f"section {section.id!r} shares {len(shared)} genes with the reference and lacks "
-                                 f"{len(missing)}; an imputation needs at least one of each")
+                raise ValueError(
+                    f"section {section.id!r} shares {len(shared)} genes with the reference and lacks "
+                    f"{len(missing)}; an imputation needs at least one of each"
+                )
             reference = sparse.vstack([s.counts([*shared, *missing]) for s in self._train], format="csr")
             made = np.asarray(self.impute(reference, section.counts(shared)), dtype=np.float32)
-            obs = pd.DataFrame({K.SECTION: section.id, K.PATIENT: section.patient},
-                               index=section.id + "/" + section.spots.obs_names)
-            tables.append(AnnData(X=made, obs=obs, var=pd.DataFrame(index=pd.Index(missing)),
-                                  obsm={K.SPATIAL: section.xy}))
+            obs = pd.DataFrame(
+                {K.SECTION: section.id, K.PATIENT: section.patient}, index=section.id + "/" + section.spots.obs_names
+            )
+            tables.append(
+                AnnData(X=made, obs=obs, var=pd.DataFrame(index=pd.Index(missing)), obsm={K.SPATIAL: section.xy})
+            )
         return concat(tables, join="inner")
 
     def save(self, dir: Any) -> None:

@@ -114,8 +114,10 @@ class Ridge(nn.Module):
             parts = [(x[here == i], y[here == i]) for i in range(k)]
             new = Moments(
                 torch.tensor([float(len(a)) for a, _ in parts], dtype=torch.float64),
-                torch.stack([a.sum(dim=0) for a, _ in parts]), torch.stack([b.sum(dim=0) for _, b in parts]),
-                torch.stack([a.T @ a for a, _ in parts]), torch.stack([a.T @ b for a, b in parts]),
+                torch.stack([a.sum(dim=0) for a, _ in parts]),
+                torch.stack([b.sum(dim=0) for _, b in parts]),
+                torch.stack([a.T @ a for a, _ in parts]),
+                torch.stack([a.T @ b for a, b in parts]),
             )
             sums = new if sums is None else Moments(*(old + add for old, add in zip(sums, new, strict=True)))
         if sums is None or sums.n.sum() < 2:
@@ -132,7 +134,13 @@ class Ridge(nn.Module):
                 truth = y[here == i]
                 p = torch.einsum("bd,adg->abg", x[here == i], coef) + intercept[:, None]
                 n[i] += len(truth)
-                for key, value in (("p", p), ("y", truth[None]), ("pp", p * p), ("yy", truth[None] ** 2), ("py", p * truth)):
+                for key, value in (
+                    ("p", p),
+                    ("y", truth[None]),
+                    ("pp", p * p),
+                    ("yy", truth[None] ** 2),
+                    ("py", p * truth),
+                ):
                     sums[key][i] += value.sum(dim=1)
         error = (sums["pp"] - 2 * sums["py"] + sums["yy"]).sum(dim=(0, 2))
         m = n[:, None, None].clamp(min=1)
@@ -158,8 +166,9 @@ class Ridge(nn.Module):
 class Shuffled(Ridge):
     """Ridge on expression shuffled over the training spots: a pipeline that scores above 0 with it leaks."""
 
-    card: ClassVar[Card] = Card(title="Ridge on shuffled expression", citation="control", learns="closed-form",
-                                control=True)
+    card: ClassVar[Card] = Card(
+        title="Ridge on shuffled expression", citation="control", learns="closed-form", control=True
+    )
 
     def target(self, batch: Batch) -> Tensor:
         """The targets of other spots of the batch (b, g), in an order fixed by the batch size."""
