@@ -44,13 +44,14 @@ _PUBLIC = {
     "list_encoders": "histoweave.embed.encoders:list_encoders",
     "list_models": "histoweave.models:list_models",
     "select_panel": "histoweave.pp.genes:select_panel",
-    # the three verbs; the function behind `histoweave bench` is called benchmark, because bench is a namespace
+    # the verbs; the function behind `histoweave bench` is called benchmark, because bench is a namespace
     "BenchSettings": "histoweave.settings:BenchSettings",
     "FitSettings": "histoweave.settings:FitSettings",
     "PredictSettings": "histoweave.settings:PredictSettings",
     "benchmark": "histoweave.commands:bench",
     "fit": "histoweave.commands:fit",
     "predict": "histoweave.commands:predict",
+    "run_suite": "histoweave.commands:run_suite",
     # what they are made of
     "Benchmark": "histoweave.bench.benchmark:Benchmark",
     "Learner": "histoweave.train:Learner",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 from rich.console import Console
@@ -172,24 +172,22 @@ def suite(
     name: Annotated[str | None, typer.Argument(help="name of the suite")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default runs/NAME")] = None,
     data: Annotated[Path | None, typer.Option(help="folder of the dataset; default $HISTOWEAVE_DATA")] = None,
-    protocol: Annotated[str | None, typer.Option(help="strict or paper; default: as published")] = None,
+    protocol: Annotated[Literal["strict", "paper"] | None, typer.Option(help="default: as published")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="on a phantom of the same shape")] = False,
     as_list: Annotated[bool, typer.Option("--list", help="list the suites")] = False,
     *,
     settings: BenchSettings,
 ) -> None:
     """Run a published benchmark and print its values beside ours."""
-    from histoweave import commands
     from histoweave.bench import suite_table, suites
+    from histoweave.commands import run_suite
     from histoweave.report import write_html
 
     if as_list or name is None:
         return show(suites.overview(), "suites")
-    folder = out or Path("runs") / (f"{name}-dry-run" if dry_run else name)
+    out = out or Path("runs") / (f"{name}-dry-run" if dry_run else name)
     with Bar() as bar:
-        made = commands.run_suite(
-            name, folder, settings, data=data, protocol=protocol, dry_run=dry_run, say=say, progress=bar
-        )
+        made = run_suite(name, out, settings, data=data, protocol=protocol, dry_run=dry_run, say=say, progress=bar)
     show(suite_table.shown(made.table), made.report.card["benchmark"])
     say(f"with the published models that were not run: {made.files[1]}; report: {write_html(made.report, made.cohort)}")
 

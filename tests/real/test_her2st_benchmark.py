@@ -82,7 +82,7 @@ def test_report_holds_every_model(run: tuple[Report, Cohort, Path]) -> None:
 
 def test_prediction_without_counts(run: tuple[Report, Cohort, Path], her2st_folder: Path, record: Record) -> None:
     """A model of two sections predicts an image of a third one without its counts."""
-    report, cohort, folder = run
+    _, cohort, folder = run
     settings = FitSettings(
         model="ridge", store=str(folder / "store"), from_bench=str(folder / "run"), **(QUICK | {"sections": "B4,C2"})
     )

@@ -35,7 +35,7 @@ def _cell(model: str, fold: str, seed: int, genes: Sequence[str], truth: Phantom
     test = truth.cohort[fold]
     return {
         "model": model, "fold": fold, "seed": seed, "folder": f"{abs(hash((model, fold, seed)))}",
-        "citation": "Doe 2020" if method else "control", "args": {"trunk": "frozen"} if method else {},
+        "citation": "Doe 2020" if method else "control", "control": not method, "args": {"trunk": "frozen"} if method else {},
         "encoder": {"name": "efficientnet-lite0", "init": "ImageNet", "licence": "Apache-2.0", "citation": "Tan 2019"},
         "trunk": None, "parameters": 29_031_640 if method else 0, "recipe": {"name": "tiny"}, "inner_split": "patients",
         "view": {"standardize": "train"}, "units": "ln(count / given size factor + 1)", "spots": test.n,

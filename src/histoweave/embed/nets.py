@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class ConvStem(nn.Module):
 
 
 def _lite(row: Mapping[str, Any], px: int) -> nn.Module:
-    lite = _optional.needs("efficientnet_lite_pytorch", extra="encoders")
+    lite = import_module("efficientnet_lite_pytorch")
     net = lite.EfficientNet.from_name("efficientnet-lite0", image_size=px)  # the padding depends on the side
     net._fc = nn.Identity()
     return net

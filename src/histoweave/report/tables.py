@@ -49,7 +49,7 @@ def number(value: float, digits: int = 3) -> str:
 
 def controls(report: Report) -> set[str]:
     """The models of a run that are controls."""
-    return {cell["model"] for cell in report.cells if cell["citation"] == "control"}
+    return {cell["model"] for cell in report.cells if cell["control"]}
 
 
 def rankable(report: Report) -> bool:

@@ -195,6 +195,7 @@ class Learner:
             "recipe": self.recipe.to_dict(),
             "seed": self.seed,
             "citation": card.citation,
+            "control": card.control,
             "view": fitted.view.to_dict(),
             "panel": fitted.genes.to_dict(),
             "panel_digest": fitted.genes.digest,
