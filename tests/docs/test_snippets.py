@@ -122,7 +122,7 @@ def test_a_command_line_exists(words: list[str]) -> None:
     [
         (["bench", "x", "--modles", "mean"], "--modles"),
         (["bnech", "x"], "no command"),
-        (["predict", "m", "s.tif"], "--out"),
+        (["predict", "m", "s.tif"], "out"),
     ],
 )
 def test_a_wrong_command_line_is_found(words: list[str], wrong: str) -> None:

@@ -1,0 +1,127 @@
+"""Training goes on where it was killed, stops when it should, and regions cover a section."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from histoweave.data.phantom import Phantom
+from histoweave.data.section import Cohort
+from histoweave.data.store import Store
+from histoweave.models import model_class
+from histoweave.train import Learner, Recipe, load_predictor, load_recipe, loop
+from histoweave.train.regions import regions
+from histoweave.view import View
+
+RECIPE = Recipe(name="short", epochs=6, batch=32, lr=1e-3, patience=20)
+MODEL = "triplex"
+
+
+def learner(view: View, store: Store, **changes: object) -> Learner:
+    recipe = replace(RECIPE, args=model_class(MODEL).tiny() | {"trunk": "frozen"})
+    return Learner(MODEL, view, store, recipe=recipe, **changes)  # type: ignore[arg-type]
+
+
+class Killed(Exception):
+    """Stands for the signal."""
+
+
+def test_a_killed_training_ends_with_the_same_weights(
+    small: Phantom, view: View, shared_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    whole = learner(view, shared_store).fit(small.cohort)
+
+    def kill(done: int, total: int, label: str) -> None:
+        if done == 4 and total == RECIPE.epochs:
+            raise Killed
+
+    with pytest.raises(Killed):
+        learner(view, shared_store, checkpoint=tmp_path, progress=kill).fit(small.cohort)
+    seen: list[int] = []
+    again = learner(view, shared_store, checkpoint=tmp_path, progress=lambda done, total, label: seen.append(done))
+    again.fit(small.cohort)
+    assert min(seen) >= 4  # the first epochs were not run again
+    assert whole.module is not None and again.module is not None
+    for a, b in zip(whole.module.state_dict().values(), again.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert whole.history.rows == again.history.rows
+
+
+def test_the_seed_decides(small: Phantom, view: View, shared_store: Store) -> None:
+    made = [learner(view, shared_store, seed=seed).fit(small.cohort).predict(small.cohort).X for seed in (0, 0, 1)]
+    assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
+
+
+def test_training_stops_and_keeps_the_best_epoch(small: Phantom, view: View, shared_store: Store) -> None:
+    found = learner(view, shared_store)
+    found.recipe = replace(found.recipe, epochs=40, patience=2, lr=0.05)
+    found.fit(small.cohort)
+    scores = [row["val_pcc"] for row in found.history.rows]
+    assert found.history.best_epoch == int(np.argmax(scores))
+    assert len(scores) == 40 or len(scores) == found.history.best_epoch + 3
+
+
+def test_a_loss_that_is_not_finite_is_named(small: Phantom, view: View, shared_store: Store) -> None:
+    wild = learner(view, shared_store)
+    wild.recipe = replace(wild.recipe, optimizer="sgd", lr=1e30)
+    with pytest.raises(FloatingPointError, match=r"lower the learning rate \(now 1e\+30\)"):
+        wild.fit(small.cohort)
+
+
+@given(st.integers(1, 400), st.integers(20, 200), st.integers(0, 6), st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_regions_cover_every_spot_once(n: int, at_most: int, halo: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cells = np.unique(rng.integers(0, 40, (n, 2)), axis=0)
+    predicted = np.zeros(len(cells), dtype=int)
+    for rows, core in regions(cells, at_most, halo=halo):
+        predicted[rows[core]] += 1
+        assert len(rows) <= at_most or core.sum() <= 64
+    assert (predicted == 1).all()
+
+
+def test_regions_give_what_the_whole_section_gives(small: Phantom, view: View, shared_store: Store) -> None:
+    """Models that look at each spot and its tiles alone cannot tell a region from the section."""
+    fitted = Learner("ridge", replace(view, standardize="section"), shared_store).fit(small.cohort)
+    one = Cohort([small.cohort[0]])
+    whole = fitted.predict(one)
+    fitted.max_context, before = 10, fitted.max_context
+    import histoweave.train.predictor as module
+
+    chunk, module.CHUNK = module.CHUNK, 20
+    try:
+        parts = list(fitted.stream(one[0]))
+        cut = fitted.predict(one)
+    finally:
+        module.CHUNK, fitted.max_context = chunk, before
+    assert len(parts) > 2
+    assert np.array_equal(whole[cut.obs_names].X, cut.X)
+
+
+def test_loading_what_is_not_a_model(tmp_path: Path, shared_store: Store) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no model\.json"):
+        load_predictor(tmp_path, shared_store)
+
+
+def test_saving_keeps_what_is_there(small: Phantom, view: View, shared_store: Store, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="not a saved model"):
+        Learner("mean", view, shared_store).fit(small.cohort).save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_recipes() -> None:
+    assert load_recipe("triplex", "paper").optimizer == "adam"
+    assert load_recipe("mean", "cpu").args == {}
+    with pytest.raises(ValueError, match="did you mean 'paper'"):
+        load_recipe("triplex", "papre")
+    assert Recipe(schedule="step:50:0.9", lr=1.0).rate(100) == pytest.approx(0.81)
+    with pytest.raises(ValueError, match="schedule 'often'"):
+        Recipe(schedule="often").rate(0)
