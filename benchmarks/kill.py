@@ -94,11 +94,11 @@ def finish(what: str, folder: Path) -> float:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, by its path in the folder."""
+    """SHA-256 of every file, by its path in the folder; the log holds dates and is left out."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "run.log"
     }
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 from histoweave._repro import fingerprint
 from histoweave.bench.stats import permutation_null
 from histoweave.bench.summary import Report
-from histoweave.commands import bench, external_split
+from histoweave.commands import bench, external_split, prefixed
 from histoweave.data.phantom import Phantom, phantom
 from histoweave.data.section import Cohort
 from histoweave.demo import FAMILIES, fraction_of_oracle
@@ -122,7 +122,7 @@ def across_platforms(folder: Path, *, quick: bool) -> Iterator[tuple[str, pd.Dat
 
 def external(train: Cohort, test: Phantom, chosen: BenchSettings, folder: Path) -> dict[str, dict[str, float]]:
     """PCC per model and family of an external test."""
-    joined, splits, _ = external_split(train, test.cohort)
+    joined, splits, _ = external_split(train, prefixed(test.cohort, "test-"))
     report = bench(joined, folder, chosen, splits=splits, say=print)
     rows = report.rows[report.rows["metric"] == "pcc"].assign(family=lambda r: r["gene"].map(test.families))
     mean = rows.groupby(["model", "family"])["value"].mean()

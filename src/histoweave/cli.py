@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -121,7 +122,7 @@ def show(table: Any, title: str) -> None:
     for column in table.columns:
         drawn.add_column(str(column), justify="right")
     for index, row in zip(table.index, table.itertuples(index=False), strict=True):
-        drawn.add_row(str(index), *(str(value) for value in row))
+        drawn.add_row(*(escape(str(value)) for value in (index, *row)))  # models have arguments in brackets
     console.print(drawn)
 
 

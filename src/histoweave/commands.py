@@ -29,6 +29,7 @@ from histoweave.train import Learner, load_predictor
 
 Progress = Callable[[int, int, str], None]
 Say = Callable[[str], None]
+DRY_CONTROLS = ("mean", "ridge")  # what the tables are made with; the others only cost time where values mean nothing
 
 
 def _quiet(_: str) -> None:
@@ -98,7 +99,7 @@ def external_split(
     Raises
     ------
     SplitLeak
-        Such a pair is in both cohorts.
+        Such a pair, or one name, is in both cohorts.
     """
     pairs = {a: b for a, b in (same or {}).items() if a in train.patients and b in test.patients}
     if pairs:
@@ -113,15 +114,20 @@ def external_split(
             f"the cohorts share no gene name (training: {', '.join(train.genes('common')[:3])}…; test: "
             f"{', '.join(test.genes('common')[:3])}…). Are both symbols, or both Ensembl ids?"
         )
-    taken = set(train.ids) | set(train.patients)
-    renamed = [_prefixed(section, "test-") if {section.id, section.patient} & taken else section for section in test]
-    joined = Cohort([*train, *renamed])
-    split = Split(train=train.ids, test=tuple(section.id for section in renamed), name="external")
+    twice = sorted({*train.patients, *train.ids} & {*test.patients, *test.ids})
+    if twice:
+        raise SplitLeak(
+            f"{', '.join(map(repr, twice[:8]))} stand in both cohorts, as patient or section. If they are the same, take "
+            "them out of one; if they only share a name, rename them in samples.csv, or with `prefixed(cohort, 'x-')`"
+        )
+    joined = Cohort([*train, *test])
+    split = Split(train=train.ids, test=test.ids, name="external")
     return joined, (split.check(joined),), missing
 
 
-def _prefixed(section: Section, prefix: str) -> Section:
-    return replace(section, id=prefix + section.id, patient=prefix + section.patient)
+def prefixed(cohort: Cohort, prefix: str) -> Cohort:
+    """The cohort with a prefix before every section id and patient, for cohorts that share names but not people."""
+    return Cohort(replace(s, id=prefix + s.id, patient=prefix + s.patient) for s in cohort)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +165,8 @@ def run_suite(
         Default: that of the suite.
     dry_run
         On a phantom with the patients, sections and folds of the suite, of `spots` lattice rows and columns each, with
-        recipe ``tiny`` and small windows: it shows that all works, and its values mean nothing.
+        recipe ``tiny``, small windows and no controls but mean and ridge: it shows that all works, and its values mean
+        nothing.
 
     Raises
     ------
@@ -175,6 +182,7 @@ def run_suite(
     if test is None:
         cohort, splits, genes = train, chosen.splits(train), train.genes("common")
     else:
+        test = prefixed(test, "test-") if dry_run else test  # phantoms share names, but not people
         cohort, splits, missing = external_split(train, test, same=chosen.same_patients)
         genes = tuple(gene for gene in train.genes("common") if gene not in set(missing))
     panel = fewer(chosen.panel, len(genes)) if dry_run else chosen.panel
@@ -210,6 +218,7 @@ def _dry(settings: BenchSettings, out: Path) -> BenchSettings:
     return replace(
         settings,
         recipe="tiny",
+        controls=",".join(name for name in split_specs(settings.controls) if name in DRY_CONTROLS),
         window_px=PHANTOM_WINDOW_PX,
         out_px=card.px if card.fixed else min(card.px, 64),
         store=settings.store or str(out / "store"),

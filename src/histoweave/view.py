@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,12 @@ Standardize = Literal["none", "train", "section", "both"]
 CONTEXT = 5  # side of the neighbour view in tiles (TRIPLEX: 5 × 5)
 MIN_SPOTS = 50  # fewer spots do not carry statistics of their own
 Features = Mapping[str, SectionFeatures]
+
+
+@lru_cache(maxsize=2)
+def _encoder(name: str, weights: str | None, dtype: Literal["fp32", "bf16"], device: str, px: int) -> Encoder:
+    """An encoder, kept: reading its weights takes as long as encoding a few hundred windows."""
+    return create_encoder(name, weights=weights, dtype=dtype, device=device, px=px)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ class View:
 
     def make_encoder(self, device: str = "cpu") -> Encoder:
         """The view's encoder, for windows of the view's size."""
-        return create_encoder(self.encoder, weights=self.weights, dtype=self.dtype, device=device, px=self.window.out)
+        return _encoder(self.encoder, self.weights, self.dtype, device, self.window.out)
 
     def embed(
         self,
@@ -145,10 +152,15 @@ def smoothing(target: Target, section: Section) -> np.ndarray | None:
 
 
 def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per column (d,), float32; a constant column gets 1."""
+    """Mean and standard deviation per column (d,), float32.
+
+    Deviations are at least a hundredth of the median one: a unit that hardly ever fires in the training slides would else
+    be blown up without bound where it does in another.
+    """
     shift = values.mean(axis=0, dtype=np.float64)
     scale = values.std(axis=0, dtype=np.float64)
-    return shift.astype(np.float32), np.where(scale > 1e-6, scale, 1.0).astype(np.float32)
+    least = max(float(np.median(scale)) * 1e-2, 1e-6)
+    return shift.astype(np.float32), np.maximum(scale, least).astype(np.float32)
 
 
 def section_moments(features: SectionFeatures, id: str) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from histoweave.bench import suite_table
 from histoweave.bench.metrics import ROWS
 from histoweave.bench.suites import DRY, Suite, SuiteIncomplete, fewer, suite, suites
-from histoweave.commands import SuiteRun, external_split, run_suite
+from histoweave.commands import SuiteRun, external_split, prefixed, run_suite
 from histoweave.data import catalog
 from histoweave.data.phantom import phantom
 from histoweave.data.section import Cohort, make_section
@@ -174,7 +174,9 @@ def test_one_person_under_two_names_is_not_trained_and_tested_on() -> None:
     b = phantom(n_patients=2, spots=(4, 4), um_per_px=10.0, seed=1).cohort[1:]
     with pytest.raises(SplitLeak, match=r"\['P1'\] are test patients \['P2'\] under another name"):
         external_split(a, b, same={"P1": "P2"})
-    joined, (split,), missing = external_split(a, b, same={"P1": "P9", "P9": "P2"})
+    with pytest.raises(SplitLeak, match=r"'P2', 'P2-1' stand in both cohorts"):
+        external_split(a, b, same={"P1": "P9"})
+    joined, (split,), missing = external_split(a, prefixed(b, "test-"), same={"P1": "P9", "P9": "P2"})
     assert split.test == ("test-P2-1",) and len(joined) == 3 and not missing
     assert catalog.dataset("her2st").overlaps["stnet"]["E"] == "BC23567"
     assert suite("triplex-visium").same_patients == {}
@@ -183,7 +185,13 @@ def test_one_person_under_two_names_is_not_trained_and_tested_on() -> None:
 @pytest.fixture(scope="module")
 def bc2(tmp_path_factory: pytest.TempPathFactory) -> SuiteRun:
     """A dry run of BC2 with sixteen spots per section."""
-    return run_suite("triplex-bc2", tmp_path_factory.mktemp("bc2"), BenchSettings(**QUICK), dry_run=True, spots=(4, 4))
+    return run_suite(
+        "triplex-bc2",
+        tmp_path_factory.mktemp("bc2"),
+        BenchSettings(**QUICK | {"controls": "mean,ridge,knn"}),
+        dry_run=True,
+        spots=(4, 4),
+    )
 
 
 def test_a_dry_run_has_the_folds_of_the_suite(bc2: SuiteRun) -> None:
@@ -224,6 +232,7 @@ def test_every_table_of_a_dry_run_says_so(bc2: SuiteRun) -> None:
     assert DRY in (bc2.report.folder / "report.md").read_text("utf-8")
     assert bc2.report.rows["benchmark"].str.contains(DRY, regex=False).all()
     assert bc2.report.card["protocol"] == "paper" and bc2.report.card["recipe"] == "tiny"
+    assert bc2.report.models == ["mean", "ridge"]
     assert bc2.report.card["view"]["panel"] == "top-mean:156"
     assert bc2.report.card["view"]["target"] == BenchSettings(target="triplex-paper").view().target.to_dict()
 
@@ -251,12 +260,14 @@ def test_the_external_suite_trains_on_one_phantom_and_tests_on_another(tmp_path:
     assert np.isfinite(ridge["ours"]).all() and ridge["published"].isna().all()
 
 
-def test_the_command_lists_the_suites() -> None:
-    from histoweave.cli import app
+def test_the_command_lists_the_suites(capsys: pytest.CaptureFixture[str]) -> None:
+    from histoweave.cli import app, show
 
     listed = CliRunner().invoke(app, ["suite", "--list"], env={"COLUMNS": "200"})
     assert listed.exit_code == 0
     assert all(row.name in listed.output for row in suites())
+    show(pd.DataFrame({"mse": ["–"]}, index=["triplex[peg=none]"]), "a table")
+    assert "triplex[peg=none]" in capsys.readouterr().out
     flags = CliRunner().invoke(app, ["suite", "--help"], env={"COLUMNS": "200"}).output
     assert "--dry-run" in flags and "--max-hours" in flags and "--target" not in flags
 

@@ -8,11 +8,12 @@ last checkpoint. Dates and timings stand only in ``run.log``.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,6 @@ from histoweave.pp.genes import select_panel
 from histoweave.train import Learner, load_recipe
 from histoweave.view import View
 
-log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 CONTROLS = ("mean", "ridge", "knn", "shuffled")
 _IMAGE = Needs.WINDOW | Needs.EMB | Needs.CTX_EMB | Needs.POOL
@@ -204,7 +204,11 @@ class Benchmark:
             if progress is not None:
                 progress(i, len(cells), f"{cell.model}, fold {cell.split.name}, seed {cell.seed}")
             if not cell.done:
+                begin = time.monotonic()
                 self._compute(cell, store, device, progress)
+                with (out / "run.log").open("a", encoding="utf-8") as log:
+                    now = datetime.now().isoformat(timespec="seconds")
+                    log.write(f"{now} {time.monotonic() - begin:.1f} s {cell.folder.name} {cell.split.name}\n")
         return cells
 
     # -- one cell -----------------------------------------------------------------------------------------------

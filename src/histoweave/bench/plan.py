@@ -11,8 +11,9 @@ import torch
 
 from histoweave.batch import Dims, Needs
 from histoweave.bench.benchmark import Benchmark
-from histoweave.data.section import Cohort
+from histoweave.data.section import Cohort, Section
 from histoweave.embed import SectionFeatures, encoder_card
+from histoweave.embed.context import lay_tiles
 from histoweave.feed import Feed
 from histoweave.models import card_of, create, needs_of, parse
 from histoweave.train import load_recipe
@@ -33,7 +34,7 @@ class Plan:
     Attributes
     ----------
     windows
-        Windows that may have to be encoded; those already in the store and those shared by neighbours cost nothing.
+        Distinct windows of the cohort; those that the store already holds cost nothing.
     seconds_embedding, seconds_training
         At the speed just measured; training at its longest, without early stopping.
     cells, cells_done
@@ -76,7 +77,8 @@ def plan(benchmark: Benchmark, out: str | Path, *, device: str = "cpu") -> Plan:
         name, args = parse(cell.model)
         needs |= needs_of(name, load_recipe(name, benchmark.recipe).args | args)
     view = benchmark.view
-    windows = benchmark.cohort.n * (_TILES if Needs.CTX_EMB in needs else 1) if needs & _EMB else 0
+    context = CONTEXT if Needs.CTX_EMB in needs else 0
+    windows = sum(_windows(section, view, context) for section in benchmark.cohort) if needs & _EMB else 0
     embedding = windows / _throughput(view, device) if windows else 0.0
     steps: dict[str, float] = {}
     training = 0.0
@@ -93,6 +95,14 @@ def plan(benchmark: Benchmark, out: str | Path, *, device: str = "cpu") -> Plan:
 
 
 _EMB = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
+
+
+def _windows(section: Section, view: View, context: int) -> int:
+    """Distinct windows of a section."""
+    if section.image is None:
+        return 0
+    native = view.window.native(section.um_per_px)
+    return len(lay_tiles(section.xy, native, view.window.out, context, section.image.size).centres)
 
 
 def _throughput(view: View, device: str) -> float:

@@ -14,7 +14,8 @@ from histoweave.bench.metrics import LOWER_IS_BETTER
 from histoweave.bench.summary import HEADLINE, Report
 
 NAMES = {
-    "pcc": "PCC", "pcc_50": "PCC-50", "spearman": "Spearman", "mse": "MSE", "mse_offset": "MSE offset",
+    "pcc": "PCC", "pcc_reliable": "PCC reliable genes", "pcc_of_ceiling": "PCC / ceiling",
+    "pcc_50": "PCC-50", "spearman": "Spearman", "mse": "MSE", "mse_offset": "MSE offset",
     "mse_pattern": "MSE pattern", "mae": "MAE", "r2": "R²", "pcc_pooled": "PCC pooled", "pcc_h_paper": "PCC(H) paper",
 }  # fmt: skip
 PROVENANCE = ("encoder", "init", "trunk", "parameters", "recipe", "inner split", "standardize")

@@ -107,7 +107,7 @@ def _epoch(
         value, parts = module.loss(batch)
         if not torch.isfinite(value):
             raise FloatingPointError(
-                f"the loss became {float(value)} in epoch {epoch + 1}; lower the learning rate "
+                f"the loss became {float(value.detach())} in epoch {epoch + 1}; lower the learning rate "
                 f"(now {recipe.rate(epoch):g}) or set `clip`"
             )
         optimizer.zero_grad()

@@ -201,7 +201,7 @@ class Learner:
             "panel_digest": fitted.genes.digest,
             "trained_on": list(fitted.trained_on),
             "inner_split": self.rung,
-            "encoder": encoder_card(fitted.view.encoder).to_dict() if uses_encoder else None,
+            "encoder": self._encoder_card() if uses_encoder else None,
             "max_context": self.max_context,
             "spacing": self.spacing,
             "expected_accuracy": self.expected_note,
@@ -233,6 +233,16 @@ class Learner:
 
     def _embed(self, cohort: Cohort) -> Features:
         return self.view.embed(cohort, self.needs, self.store, device=self.device, progress=self.progress)
+
+    def _encoder_card(self) -> dict[str, Any]:
+        """The encoder as it is used: with the side of its windows here."""
+        assert self.fitted is not None
+        view = self.fitted.view
+        return encoder_card(view.encoder).to_dict() | {
+            "px": view.window.out,
+            "weights": view.weights,
+            "dtype": view.dtype,
+        }
 
     def _build(self, width: int) -> nn.Module:
         assert self.fitted is not None
