@@ -18,7 +18,7 @@ from histoweave.bench.benchmark import Benchmark, section_digest
 from histoweave.bench.plan import plan
 from histoweave.bench.suites import DRY, PHANTOM_WINDOW_PX, Suite, fewer, suite
 from histoweave.bench.summary import Report, summarise
-from histoweave.data.section import Cohort, Section
+from histoweave.data.section import Cohort
 from histoweave.data.split import Split, SplitLeak, k_fold, make_splits
 from histoweave.embed import encoder_card
 from histoweave.inference import predict_slide

@@ -51,6 +51,8 @@ class ViewSettings:
         "train", "scale embeddings by the training spots, by the section's own (transductive), by both, or not"
     )
 
+    stain: Literal["none", "macenko"] = flag("none", "stain normalisation of the windows: none or macenko")
+
     def view(self) -> View:
         """The view that these settings describe."""
         from histoweave.view import View  # not at the top: the command line answers --help without loading torch
@@ -66,6 +68,7 @@ class ViewSettings:
             dtype=self.dtype,
             window=window,
             standardize=self.standardize,
+            stain=self.stain,
         )
 
 

@@ -17,12 +17,13 @@ from histoweave.batch import Needs
 from histoweave.data.image import Window
 from histoweave.data.section import Cohort, Section
 from histoweave.data.store import Store
-from histoweave.embed import Encoder, SectionFeatures, create_encoder, embed
+from histoweave.embed import Encoder, Macenko, SectionFeatures, create_encoder, embed
 from histoweave.pp.counts import Target
 from histoweave.pp.genes import GenePanel, select_panel
 from histoweave.pp.lattice import derive_array, lattice
 
 Standardize = Literal["none", "train", "section", "both"]
+Stain = Literal["none", "macenko"]
 CONTEXT = 5  # side of the neighbour view in tiles (TRIPLEX: 5 × 5)
 MIN_SPOTS = 50  # fewer spots do not carry statistics of their own
 Features = Mapping[str, SectionFeatures]
@@ -53,6 +54,8 @@ class View:
     standardize
         Scaling of embeddings: by the training spots, by the spots of each section (uses the test image, but no
         expression: transductive), by both, or not at all.
+    stain
+        Normalisation of the windows, measured once per slide: ``none`` or ``macenko``.
     """
 
     target: Target = field(default_factory=lambda: Target.preset("triplex-paper"))
@@ -63,10 +66,13 @@ class View:
     dtype: Literal["fp32", "bf16"] = "fp32"
     window: Window = field(default_factory=lambda: Window(um=112))
     standardize: Standardize = "train"
+    stain: Stain = "none"
 
     def __post_init__(self) -> None:
         if self.standardize not in ("none", "train", "section", "both"):
             raise ValueError(f"standardize={self.standardize!r}; expected 'none', 'train', 'section' or 'both'")
+        if self.stain not in ("none", "macenko"):
+            raise ValueError(f"stain={self.stain!r}; expected 'none' or 'macenko'")
 
     def make_encoder(self, device: str = "cpu") -> Encoder:
         """The view's encoder, for windows of the view's size."""
@@ -93,6 +99,7 @@ class View:
             window=self.window,
             context=context,
             pixels=Needs.WINDOW in needs,
+            stain=Macenko() if self.stain == "macenko" else None,
             device=device,
             progress=progress,
         )
@@ -125,13 +132,14 @@ class View:
             "dtype": self.dtype,
             "window": asdict(self.window),
             "standardize": self.standardize,
+            "stain": self.stain,
             "panel": self.panel if isinstance(self.panel, str) else self.panel.recipe,
         }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any], panel: GenePanel) -> View:
         """The view that `to_dict` wrote, with its finished panel."""
-        plain = {key: saved[key] for key in ("encoder", "weights", "dtype", "standardize")}
+        plain = {key: saved[key] for key in ("encoder", "weights", "dtype", "standardize", "stain")}
         return cls(target=Target.from_dict(saved["target"]), panel=panel, window=Window(**saved["window"]), **plain)
 
 
