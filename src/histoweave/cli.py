@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings
+from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections, set_threads
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -234,9 +234,8 @@ def embed(
     """Embed a cohort into the store, so that later commands find it there."""
     from histoweave.batch import Needs
     from histoweave.data.io import read_cohort
-    from histoweave.settings import choose_sections
 
-    settings.set_threads()
+    set_threads(settings.threads)
     chosen = choose_sections(read_cohort(cohort, sections=_which(settings.sections)), settings.sections)
     needs = Needs.EMB | (Needs.CTX_EMB if context else Needs.NONE)
     with Bar() as bar:

@@ -24,7 +24,7 @@ from histoweave.embed import encoder_card
 from histoweave.inference import predict_slide
 from histoweave.models import split_specs
 from histoweave.pp.genes import select_panel
-from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections
+from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections, set_threads
 from histoweave.train import Learner, load_predictor
 
 Progress = Callable[[int, int, str], None]
@@ -71,7 +71,7 @@ def bench(
         If the plan takes longer than ``settings.max_hours``.
     """
     settings = settings or BenchSettings()
-    settings.set_threads()
+    set_threads(settings.threads)
     benchmark = make_benchmark(cohort, settings, splits=splits)
     if left := benchmark.left_out():
         say(f"controls left out, because sections have no image: {', '.join(left)}")
@@ -236,7 +236,7 @@ def fit(
 ) -> Learner:
     """Fits a model on a cohort, with the accuracy per gene to expect of it, and saves it if a folder is given."""
     settings = settings or FitSettings()
-    settings.set_threads()
+    set_threads(settings.threads)
     chosen = choose_sections(cohort, settings.sections)
     store = settings.open_store()
     checkpoint = None if out is None else _checkpoint(Path(out), chosen, settings)
@@ -310,6 +310,7 @@ def predict(
 ) -> AnnData:
     """Expression at every tile of a slide without counts, by a saved or fitted model."""
     settings = settings or PredictSettings()
+    set_threads(settings.threads)
     if isinstance(model, Learner):
         learner = model
     else:

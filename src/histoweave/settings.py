@@ -1,4 +1,7 @@
-"""The settings of every command as dataclasses: a field is a flag of the command line and an argument in Python."""
+"""The settings of every command as dataclasses: a field is a flag of the command line and an argument in Python.
+
+What they make is imported where it is made, so that the command line answers ``--help`` without loading it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from histoweave.data.image import Window
-from histoweave.data.section import Cohort
-from histoweave.data.store import Store
-from histoweave.pp.counts import Target
-
 if TYPE_CHECKING:
+    from histoweave.data.section import Cohort
+    from histoweave.data.store import Store
     from histoweave.view import View
 
 
@@ -35,6 +35,14 @@ def choose_sections(cohort: Cohort, sections: str) -> Cohort:
     return cohort.subset(part.strip() for part in sections.split(","))
 
 
+def set_threads(threads: int | None) -> None:
+    """Threads of torch; None leaves them as they are."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViewSettings:
     """How sections are looked at."""
@@ -55,7 +63,9 @@ class ViewSettings:
 
     def view(self) -> View:
         """The view that these settings describe."""
-        from histoweave.view import View  # not at the top: the command line answers --help without loading torch
+        from histoweave.data.image import Window
+        from histoweave.pp.counts import Target
+        from histoweave.view import View
 
         window = (
             Window(px=self.window_px, out=self.out_px) if self.window_px else Window(um=self.window_um, out=self.out_px)
@@ -85,14 +95,9 @@ class RunSettings(ViewSettings):
 
     def open_store(self) -> Store:
         """The store of embeddings."""
+        from histoweave.data.store import Store
+
         return Store(self.store or os.environ.get("HISTOWEAVE_STORE") or Path.home() / ".cache" / "histoweave")
-
-    def set_threads(self) -> None:
-        """Applies `threads`."""
-        if self.threads is not None:
-            import torch
-
-            torch.set_num_threads(self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,3 +137,4 @@ class PredictSettings:
     weights: str | None = flag(None, "local file of the encoder's weights")
     store: str | None = flag(None, "folder of embeddings; default $HISTOWEAVE_STORE or ~/.cache/histoweave")
     device: str = flag("cpu", "cpu or cuda")
+    threads: int | None = flag(None, "threads of torch; default: all cores")

@@ -238,8 +238,15 @@ def _get(row: Dataset, remote: RemoteFile, folder: Path, *, progress: bool) -> N
     log.info("dataset %r: %s (licence: %s)", row.name, remote.url, row.licence)
     known = None if remote.sha256 is None else f"sha256:{remote.sha256}"
     try:
-        got = Path(pooch.retrieve(remote.url, known_hash=known, fname=remote.filename, path=folder / "downloads",
-                                  progressbar=progress and _has_tqdm()))
+        got = Path(
+            pooch.retrieve(
+                remote.url,
+                known_hash=known,
+                fname=remote.filename,
+                path=folder / "downloads",
+                progressbar=progress and _has_tqdm(),
+            )
+        )
     except (OSError, ValueError) as error:
         raise DatasetNotFound(
             f"dataset {row.name!r}: '{remote.url}' could not be fetched ({error}). Fetch it by other means from "

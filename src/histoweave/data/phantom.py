@@ -25,8 +25,31 @@ from histoweave.data.phantom_truth import Family, Layout, Spec
 from histoweave.data.section import Cohort, Section, make_section
 
 # In the order from which the suite draws its folds.
-BC2_PATIENTS = (23209, 23270, 23803, 24105, 24220, 23268, 23269, 23272, 23277, 23287, 23288, 23377, 23450, 23506, 23508,
-                23567, 23810, 23895, 23901, 23903, 23944, 24044, 24223)
+BC2_PATIENTS = (
+    23209,
+    23270,
+    23803,
+    24105,
+    24220,
+    23268,
+    23269,
+    23272,
+    23277,
+    23287,
+    23288,
+    23377,
+    23450,
+    23506,
+    23508,
+    23567,
+    23810,
+    23895,
+    23901,
+    23903,
+    23944,
+    24044,
+    24223,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,8 +212,17 @@ def phantom(
         raise ValueError(f"layout {layout!r} is unknown; expected one of {tuple(rules.PLATFORM)}")
     px = rules.UM_PER_PX[layout] if um_per_px is None else um_per_px
     pitch = rules.PITCH[layout] if pitch_um is None else pitch_um
-    spec = Spec(layout=layout, spots=spots, um_per_px=px, pitch_um=pitch, tile_um=pitch if tile_um is None else tile_um,
-                stain_shift=stain_shift, library_shift=library_shift, dropout=dropout, seed=seed)
+    spec = Spec(
+        layout=layout,
+        spots=spots,
+        um_per_px=px,
+        pitch_um=pitch,
+        tile_um=pitch if tile_um is None else tile_um,
+        stain_shift=stain_shift,
+        library_shift=library_shift,
+        dropout=dropout,
+        seed=seed,
+    )
     return _build(names, spec, rules.gene_panel({**rules.GENES, **(genes or {})}, gene_seed))
 
 
@@ -209,8 +241,17 @@ def phantom_like(name: str, *, spots: tuple[int, int] = (7, 7), um_per_px: float
         An unknown name.
     """
     names = _suite_sections(name)
-    spec = Spec(layout="st", spots=spots, um_per_px=um_per_px, pitch_um=200.0, tile_um=200.0, stain_shift=1.0,
-                 library_shift=1.0, dropout=0.01, seed=seed)
+    spec = Spec(
+        layout="st",
+        spots=spots,
+        um_per_px=um_per_px,
+        pitch_um=200.0,
+        tile_um=200.0,
+        stain_shift=1.0,
+        library_shift=1.0,
+        dropout=0.01,
+        seed=seed,
+    )
     return _build(names, spec, rules.gene_panel(rules.GENES, 0))
 
 
@@ -245,14 +286,27 @@ def _build(names: Mapping[str, Sequence[str]], spec: Spec, genes: pd.DataFrame) 
             size[id] = rules.size_factors(spec, p, at, len(xy))
             stain = draw_stain(spec.rng(rules.STAIN, 0, p), spec.rng(rules.STAIN, 1, at), spec.stain_shift)
             pixels = render(spec.rng(rules.PIXELS, at), tissue, stain)
-            sections.append(make_section(
-                id=id, patient=patient, genes=list(genes.index),
-                counts=rules.draw_counts(spec, at, mean[id] * size[id][:, None]),
-                xy=np.round(xy / spec.um_per_px, 6), platform=rules.PLATFORM[spec.layout], um_per_px=spec.um_per_px,
-                image=SlideImage.from_array(pixels, um_per_px=spec.um_per_px), array_rc=rc,
-                obs={K.SIZE_FACTOR: size[id]},
-            ))
-    return Phantom(cohort=Cohort(sections), genes=genes, mean=mean, factors=factors, size_factor=size, own=own,
-                   context=context, window=Window(um=spec.tile_um, out=112))
-
-
+            sections.append(
+                make_section(
+                    id=id,
+                    patient=patient,
+                    genes=list(genes.index),
+                    counts=rules.draw_counts(spec, at, mean[id] * size[id][:, None]),
+                    xy=np.round(xy / spec.um_per_px, 6),
+                    platform=rules.PLATFORM[spec.layout],
+                    um_per_px=spec.um_per_px,
+                    image=SlideImage.from_array(pixels, um_per_px=spec.um_per_px),
+                    array_rc=rc,
+                    obs={K.SIZE_FACTOR: size[id]},
+                )
+            )
+    return Phantom(
+        cohort=Cohort(sections),
+        genes=genes,
+        mean=mean,
+        factors=factors,
+        size_factor=size,
+        own=own,
+        context=context,
+        window=Window(um=spec.tile_um, out=112),
+    )

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 View = Literal["spot", "context", "section"]
 KNOWN: dict[str, tuple[str, ...]] = {
-    "spot": ("local",), "context": ("local", "neighbourhood"), "section": ("local", "neighbourhood", "global"),
+    "spot": ("local",),
+    "context": ("local", "neighbourhood"),
+    "section": ("local", "neighbourhood", "global"),
 }  # families that lie wholly inside a view
 RIDGE = (0.02, 0.2, 2.0)  # penalties per spot on standardised quadratic terms; the best out of fold is taken
 
@@ -34,8 +36,10 @@ def oracle_pcc(
             raise ValueError(f"no target values for section {section.id!r}; given: {sorted(values)}")
         y = np.asarray(values[section.id], dtype=np.float64)
         if y.shape != (section.n, len(rules)):
-            raise ValueError(f"target values of section {section.id!r} have shape {y.shape}; expected spots x genes "
-                             f"{(section.n, len(rules))}; name a subset of genes with `genes`")
+            raise ValueError(
+                f"target values of section {section.id!r} have shape {y.shape}; expected spots x genes "
+                f"{(section.n, len(rules))}; name a subset of genes with `genes`"
+            )
         drive = expected[section.id].reindex(columns=rules["factor"]).fillna(0.0).to_numpy()
         guess = np.log1p(rules["mean"].to_numpy() * np.maximum(1 + rules["gain"].to_numpy() * drive, 0.0))
         ok = np.isfinite(y).all(axis=1)

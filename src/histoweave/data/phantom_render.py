@@ -142,9 +142,7 @@ def _waves(rng: Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
         base = at.astype(int)
         t = (at - base).astype(np.float32)
         weights = ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6)
-        out = sum(
-            out.take(base + i, axis=axis) * (w[:, None] if axis == 0 else w) for i, w in enumerate(weights)
-        )
+        out = sum(out.take(base + i, axis=axis) * (w[:, None] if axis == 0 else w) for i, w in enumerate(weights))
     return out / (out.std() + 1e-6)
 
 

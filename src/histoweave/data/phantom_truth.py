@@ -24,8 +24,14 @@ FACTORS: dict[str, tuple[str, ...]] = {
 # Fixed centre and scale of every factor (areas as fractions of a tile; nuclei per 1000 um²; margin and axis in half
 # sides of the section), so that a gene follows the same rule in every section, cohort and seed.
 SCALES: dict[str, tuple[float, float]] = {
-    "gland": (0.10, 0.16), "tumour": (0.12, 0.20), "lymphocyte": (0.07, 0.15), "fat": (0.10, 0.20),
-    "stroma": (0.65, 0.24), "nuclei": (2.6, 2.0), "immune_ring": (0.07, 0.030), "margin": (0.45, 0.30),
+    "gland": (0.10, 0.16),
+    "tumour": (0.12, 0.20),
+    "lymphocyte": (0.07, 0.15),
+    "fat": (0.10, 0.20),
+    "stroma": (0.65, 0.24),
+    "nuclei": (2.6, 2.0),
+    "immune_ring": (0.07, 0.030),
+    "margin": (0.45, 0.30),
     "axis": (0.0, 0.60),
 }
 GAIN = 0.85  # largest relative change of a structured gene: means stay positive, and clearly above the noise
@@ -60,8 +66,10 @@ class Spec:
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected a positive length")
         if self.um_per_px > self.tile_um / 16:
-            raise ValueError(f"um_per_px={self.um_per_px:g} leaves {self.tile_um / self.um_per_px:.1f} pixels per tile "
-                             f"of {self.tile_um:g} um, at least 16 are needed; give at most {self.tile_um / 16:g}")
+            raise ValueError(
+                f"um_per_px={self.um_per_px:g} leaves {self.tile_um / self.um_per_px:.1f} pixels per tile "
+                f"of {self.tile_um:g} um, at least 16 are needed; give at most {self.tile_um / 16:g}"
+            )
         for name in ("stain_shift", "library_shift", "seed"):
             at_least(name, getattr(self, name), 0)
         if not 0 <= self.dropout < 1:
@@ -87,8 +95,10 @@ def gene_panel(genes: Mapping[Family, int], seed: int) -> pd.DataFrame:
     for family, number in genes.items():
         rng = np.random.default_rng([seed, PANEL, list(GENES).index(family)])  # a family's rules are its own
         if number < 0 or (number % 2 and family != "noise"):
-            raise ValueError(f"{number} genes of family {family!r}; structured genes come in up/down pairs, give an "
-                             "even number, 0 or more")
+            raise ValueError(
+                f"{number} genes of family {family!r}; structured genes come in up/down pairs, give an "
+                "even number, 0 or more"
+            )
         pair = np.arange(number) // 2
         name = [f"{family.upper()}{i + 1:03d}" for i in range(number)]
         if family == "noise":
@@ -113,8 +123,12 @@ def geometry(spec: Spec, at: int) -> tuple[Frame, np.ndarray, np.ndarray, np.nda
     low, high = grid[spot].min(axis=0), grid[spot].max(axis=0)
     origin = low - (0.5 + MARGIN) * spec.tile_um
     inner = high - low + spec.tile_um
-    frame = Frame(size_um=tuple(inner + 2 * MARGIN * spec.tile_um), inner_um=tuple(inner), tile_um=spec.tile_um,
-                  um_per_px=spec.um_per_px)
+    frame = Frame(
+        size_um=tuple(inner + 2 * MARGIN * spec.tile_um),
+        inner_um=tuple(inner),
+        tile_um=spec.tile_um,
+        um_per_px=spec.um_per_px,
+    )
     sites = grid - origin
     if spec.tile_um != spec.pitch_um:
         wide, tall = (int(np.ceil(side / spec.tile_um)) + 3 for side in frame.size_um)

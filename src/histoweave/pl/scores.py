@@ -89,7 +89,9 @@ def ceiling_scatter(
     """
     x = ceiling.reindex(pcc.index).to_numpy(dtype=np.float64)
     if pcc.empty or not np.isfinite(x).any():
-        raise ValueError(f"{pcc.shape[1]} models and {int(np.isfinite(x).sum())} genes with a ceiling; expected at least one")
+        raise ValueError(
+            f"{pcc.shape[1]} models and {int(np.isfinite(x).sum())} genes with a ceiling; expected at least one"
+        )
     columns = max(pcc.shape[1], 2)
     side = min((_WIDTH - 0.8 - 0.5 * (columns - 1)) / columns, 4.2)
     height = side + 0.85
@@ -122,8 +124,18 @@ def _name_genes(ax: Axes, at: Mapping[str, tuple[float, float]], marked: Sequenc
     for gene, (x, y) in sorted(found.items(), key=lambda item: -item[1][1]):
         ax.plot([x], [y], "o", ms=5.2, mfc="none", mec=INK, mew=0.9)
         free = min(y + room / 2, free - room)
-        ax.annotate(gene, (x, y), xytext=(x - 0.08, free), textcoords="data", ha="right", va="center", fontsize=7.5, color=INK,
-                    arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkB": 3}, parse_math=False)
+        ax.annotate(
+            gene,
+            (x, y),
+            xytext=(x - 0.08, free),
+            textcoords="data",
+            ha="right",
+            va="center",
+            fontsize=7.5,
+            color=INK,
+            arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkB": 3},
+            parse_math=False,
+        )
 
 
 def _plain(ax: Axes, label: str) -> None:

@@ -75,8 +75,9 @@ class Target:
         if not (np.isfinite(self.pseudo) and self.pseudo >= 0):
             raise ValueError(f"target: pseudo={self.pseudo!r}; expected 0 or more")
         if self.log != "none" and self.pseudo == 0:
-            raise ValueError("target: pseudo=0 under a logarithm makes counts of 0 minus infinity; use pseudo=1 or "
-                             "log='none'")
+            raise ValueError(
+                "target: pseudo=0 under a logarithm makes counts of 0 minus infinity; use pseudo=1 or log='none'"
+            )
         if self.log == "none" and self.form == "scaled" and self.pseudo != 0:
             raise ValueError(f"target: pseudo={self.pseudo:g} without a logarithm only shifts all values; use pseudo=0")
         if self.n_genes is not None and self.n_genes < 1:
@@ -166,8 +167,10 @@ class Target:
         if self.smooth == "none":
             return None
         if array_rc is None:
-            raise ValueError(f"target '{self}' smooths over array coordinates, and there are none; use smooth=none, or "
-                             "derive them from the positions with `derive_array`")
+            raise ValueError(
+                f"target '{self}' smooths over array coordinates, and there are none; use smooth=none, or "
+                "derive them from the positions with `derive_array`"
+            )
         return grid8(array_rc) if self.smooth == "grid8" else hex_hops(array_rc, 1)
 
     def transform(
@@ -235,8 +238,10 @@ class Target:
             Shapes that do not agree.
         """
         if self.smooth != "none":
-            raise NotInvertible(f"target '{self}' is a mean over neighbouring spots after the logarithm, from which "
-                                "the counts of one spot cannot be told. Train on smooth=none to get counts back")
+            raise NotInvertible(
+                f"target '{self}' is a mean over neighbouring spots after the logarithm, from which "
+                "the counts of one spot cannot be told. Train on smooth=none to get counts back"
+            )
         y, library = np.asarray(y, dtype=np.float64), np.asarray(library, dtype=np.float64)
         if y.ndim != 2 or library.shape != (len(y),):
             raise ValueError(f"values have shape {y.shape} and the library {library.shape}; expected (n, g) and (n,)")
@@ -254,8 +259,10 @@ class Target:
 
     def _pseudo_total(self) -> float:
         if self.n_genes is None:
-            raise ValueError(f"target '{self}' divides by total + number of genes, which is not known yet; set it with "
-                             "`bind(n_genes)`, from the training cohort")
+            raise ValueError(
+                f"target '{self}' divides by total + number of genes, which is not known yet; set it with "
+                "`bind(n_genes)`, from the training cohort"
+            )
         return self.pseudo * self.n_genes
 
 
@@ -269,9 +276,11 @@ def _checked(counts: Any, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("counts are negative, NaN or infinite; expected raw counts")
     if not (np.isfinite(library).all() and (library >= 0).all()):
         bad = np.flatnonzero(~(np.isfinite(library) & (library >= 0)))
-        raise ValueError(f"the library is missing or negative for {len(bad)} of {len(library)} spots (first: "
-                         f"spot {bad[0]}); expected one total or size factor of 0 or more per spot. Spots whose counts "
-                         "are hidden have none")
+        raise ValueError(
+            f"the library is missing or negative for {len(bad)} of {len(library)} spots (first: "
+            f"spot {bad[0]}); expected one total or size factor of 0 or more per spot. Spots whose counts "
+            "are hidden have none"
+        )
     return dense, library
 
 
@@ -300,16 +309,18 @@ def _read(field: str, value: str) -> Any:
     return value
 
 
-PRESETS: Mapping[str, Target] = MappingProxyType({
-    # Chung et al. 2024 and the code of that year; log10 and the panel's own sum are what its numbers fit.
-    "triplex-paper": Target(library="panel", log="10", smooth="grid8", empty="zero"),
-    # The rewritten code of 2025: natural logarithm, else the same. MSE grows by ln(10)² = 5.30.
-    "triplex-2025": Target(library="panel", log="e", smooth="grid8", empty="zero"),
-    # He et al. 2020: ln((count + 1) / (total over all genes + number of genes)).
-    "stnet": Target(library="all", form="additive", scale=1.0, log="e"),
-    # Pang et al. 2021; also Hist2ST.
-    "histogene": Target(library="panel", log="10", empty="zero"),
-    "log1p-cpm": Target(library="all", scale=1e6, log="e"),
-    # Size factors that are known, as in a simulation: ln(count / size factor + 1).
-    "log1p-given": Target(library="given", scale=1.0, log="e"),
-})
+PRESETS: Mapping[str, Target] = MappingProxyType(
+    {
+        # Chung et al. 2024 and the code of that year; log10 and the panel's own sum are what its numbers fit.
+        "triplex-paper": Target(library="panel", log="10", smooth="grid8", empty="zero"),
+        # The rewritten code of 2025: natural logarithm, else the same. MSE grows by ln(10)² = 5.30.
+        "triplex-2025": Target(library="panel", log="e", smooth="grid8", empty="zero"),
+        # He et al. 2020: ln((count + 1) / (total over all genes + number of genes)).
+        "stnet": Target(library="all", form="additive", scale=1.0, log="e"),
+        # Pang et al. 2021; also Hist2ST.
+        "histogene": Target(library="panel", log="10", empty="zero"),
+        "log1p-cpm": Target(library="all", scale=1e6, log="e"),
+        # Size factors that are known, as in a simulation: ln(count / size factor + 1).
+        "log1p-given": Target(library="given", scale=1.0, log="e"),
+    }
+)

@@ -12,9 +12,7 @@ from histoweave.data.section import Cohort
 from histoweave.pp.genes import candidate_counts
 
 
-def spot_mask(
-    counts: Any, *, min_counts: float = 0, max_counts: float = np.inf, min_genes: int = 0
-) -> np.ndarray:
+def spot_mask(counts: Any, *, min_counts: float = 0, max_counts: float = np.inf, min_genes: int = 0) -> np.ndarray:
     """Which spots pass, (n,) bool.
 
     Parameters
@@ -42,7 +40,11 @@ def spot_mask(
 
 
 def gene_mask(
-    train: Cohort, candidates: Sequence[str], *, min_counts: float = 0, min_fraction: float = 0.0,
+    train: Cohort,
+    candidates: Sequence[str],
+    *,
+    min_counts: float = 0,
+    min_fraction: float = 0.0,
     min_fraction_each: float = 0.0,
 ) -> np.ndarray:
     """Which genes pass in the training sections, (len(candidates),) bool.

@@ -109,8 +109,9 @@ def select_panel(train: Cohort, recipe: str, candidates: Sequence[str]) -> GeneP
         genes = tuple(part.strip() for part in argument.split(",") if part.strip())
         unknown = [gene for gene in genes if gene not in set(candidates)]
         if unknown:
-            raise ValueError(f"recipe {recipe!r}: genes {_some(unknown)} are not among the {len(candidates)} "
-                             "candidates")
+            raise ValueError(
+                f"recipe {recipe!r}: genes {_some(unknown)} are not among the {len(candidates)} candidates"
+            )
         return GenePanel(genes, recipe, ())
     wanted = _read_count(recipe, argument, len(candidates))
     score = _SCORES[name](train, candidates, union=union)  # (g,)
@@ -123,9 +124,11 @@ def candidate_counts(section: Section, candidates: Sequence[str], *, union: bool
     at = section.genes.get_indexer(pd.Index(candidates))
     missing = np.flatnonzero(at < 0).tolist()
     if len(missing) and not (union and section.spots.n_vars):
-        raise ValueError(f"section {section.id!r} lacks {len(missing)} of {len(candidates)} candidate genes "
-                         f"({_some([candidates[i] for i in missing])}); choose among the genes common to all sections, "
-                         "or write '+union' after the name of the recipe to take them as 0")
+        raise ValueError(
+            f"section {section.id!r} lacks {len(missing)} of {len(candidates)} candidate genes "
+            f"({_some([candidates[i] for i in missing])}); choose among the genes common to all sections, "
+            "or write '+union' after the name of the recipe to take them as 0"
+        )
     counts = sparse.csr_matrix(section.spots.X[:, np.maximum(at, 0)])
     return sparse.csr_matrix(counts @ sparse.diags_array((at >= 0).astype(counts.dtype))) if len(missing) else counts
 
@@ -186,8 +189,9 @@ def _read_recipe(recipe: str) -> tuple[str, bool, str]:
         example = "list:GNAS,CLDN4" if name == "list" else f"{name}:250"
         raise ValueError(f"gene recipe {recipe!r} says no {'names' if name == 'list' else 'count'}; write {example!r}")
     if plus and (modifier != "union" or name == "list"):
-        raise ValueError(f"gene recipe {recipe!r}: '+{modifier}' is not understood; '+union' goes with "
-                         f"{', '.join(_SCORES)}")
+        raise ValueError(
+            f"gene recipe {recipe!r}: '+{modifier}' is not understood; '+union' goes with {', '.join(_SCORES)}"
+        )
     return name, bool(plus), argument.strip()
 
 

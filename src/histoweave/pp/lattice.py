@@ -66,8 +66,9 @@ def lattice_pitch(xy: np.ndarray, array_rc: np.ndarray, *, kind: Lattice = "squa
     """
     xy, cells = np.asarray(xy, dtype=np.float64), np.asarray(array_rc, dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2 or cells.shape != xy.shape:
-        raise ValueError(f"positions have shape {xy.shape} and lattice coordinates {cells.shape}; expected (n, 2) for "
-                         "both")
+        raise ValueError(
+            f"positions have shape {xy.shape} and lattice coordinates {cells.shape}; expected (n, 2) for both"
+        )
     design = np.column_stack([np.ones(len(cells)), cells])
     if np.linalg.matrix_rank(design) < 3:
         raise ValueError(f"{len(xy)} spots on one line do not show the pitch of a lattice; give it, or the µm per px")
@@ -174,6 +175,8 @@ def _check_cells(miss: np.ndarray, cells: np.ndarray, step: float, kind: str) ->
     twins = len(cells) - len(np.unique(cells, axis=0))
     far = int((off > _TOLERANCE).sum())
     if twins or far > _OUTLIERS * len(cells):
-        raise ValueError(f"the positions do not lie on a {kind} lattice of pitch {step:g}: {far} of {len(cells)} miss "
-                         f"their cell by more than {_TOLERANCE} pitches (worst {off.max():.2f}) and {twins} share a "
-                         "cell. Give array coordinates, or use `knn`")
+        raise ValueError(
+            f"the positions do not lie on a {kind} lattice of pitch {step:g}: {far} of {len(cells)} miss "
+            f"their cell by more than {_TOLERANCE} pitches (worst {off.max():.2f}) and {twins} share a "
+            "cell. Give array coordinates, or use `knn`"
+        )

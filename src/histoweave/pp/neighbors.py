@@ -87,8 +87,10 @@ def hex_hops(array_rc: np.ndarray, hops: int) -> np.ndarray:
     _positive("hops", hops)
     cells = _cells(array_rc)
     if len(cells) and np.ptp(cells.sum(axis=1) % 2):
-        raise ValueError("row + column is even for some spots and odd for others; hexagonal lattices are expected in "
-                         "doubled columns (neighbours at (0, ±2) and (±1, ±1)), as in Visium's array_row, array_col")
+        raise ValueError(
+            "row + column is even for some spots and odd for others; hexagonal lattices are expected in "
+            "doubled columns (neighbours at (0, ±2) and (±1, ±1)), as in Visium's array_row, array_col"
+        )
     rows, columns = np.meshgrid(np.arange(-hops, hops + 1), np.arange(-2 * hops, 2 * hops + 1), indexing="ij")
     offsets = np.stack([rows, columns], axis=-1).reshape(-1, 2)
     height, width = np.abs(offsets).T
@@ -188,8 +190,10 @@ def _positions(xy: np.ndarray) -> np.ndarray:
 def _cells(array_rc: np.ndarray) -> np.ndarray:
     given = np.asarray(array_rc)
     if given.ndim != 2 or given.shape[1] != 2 or not np.issubdtype(given.dtype, np.integer):
-        raise ValueError(f"lattice coordinates have shape {given.shape} and type {given.dtype}; expected integers "
-                         "(n, 2) as (row, column). Positions in px become lattice coordinates with `derive_array`")
+        raise ValueError(
+            f"lattice coordinates have shape {given.shape} and type {given.dtype}; expected integers "
+            "(n, 2) as (row, column). Positions in px become lattice coordinates with `derive_array`"
+        )
     return given.astype(np.int64)
 
 
@@ -202,16 +206,18 @@ def _lattice_table(cells: np.ndarray, offsets: np.ndarray, far: np.ndarray) -> n
     low = cells.min(axis=0)
     width = int(np.ptp(cells[:, 1])) + 1 + 2 * int(reach[1])  # a margin, so that no offset wraps into another row
     if (int(np.ptp(cells[:, 0])) + 1) * width >= 2**62:
-        raise ValueError(f"lattice coordinates span {np.ptp(cells, axis=0)} rows and columns; these are not array "
-                         "indices")
+        raise ValueError(
+            f"lattice coordinates span {np.ptp(cells, axis=0)} rows and columns; these are not array indices"
+        )
     key = (cells[:, 0] - low[0]) * width + (cells[:, 1] - low[1]) + reach[1]  # (n,)
     order = np.argsort(key, kind="stable")
     ordered = key[order]
     same = np.flatnonzero(np.diff(ordered) == 0)
     if len(same):
         twins = "; ".join(f"{order[i]} and {order[i + 1]} at {tuple(cells[order[i]].tolist())}" for i in same[:3])
-        raise ValueError(f"{len(same)} lattice positions are given to more than one spot (spots {twins}); keep one of "
-                         "each")
+        raise ValueError(
+            f"{len(same)} lattice positions are given to more than one spot (spots {twins}); keep one of each"
+        )
     wanted = key[:, None] + (offsets[:, 0] * width + offsets[:, 1])[None, :]  # (n, k)
     at = np.minimum(np.searchsorted(ordered, wanted), n - 1)
     found = ordered[at] == wanted

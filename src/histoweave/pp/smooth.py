@@ -6,9 +6,7 @@ import numpy as np
 from scipy import sparse
 
 
-def mean_operator(
-    nbr: np.ndarray, *, use: np.ndarray | None = None, include_self: bool = True
-) -> sparse.csr_array:
+def mean_operator(nbr: np.ndarray, *, use: np.ndarray | None = None, include_self: bool = True) -> sparse.csr_array:
     """The matrix M for which ``M @ values`` is the mean over each spot's neighbourhood.
 
     Parameters
@@ -34,8 +32,10 @@ def mean_operator(
         raise ValueError(f"the neighbour table has shape {nbr.shape} and type {nbr.dtype}; expected integers (n, k)")
     n = len(nbr)
     if nbr.size and (nbr.min() < -1 or nbr.max() >= n):
-        raise ValueError(f"the neighbour table points to rows {nbr.min()} to {nbr.max()}, but it has {n} rows; build "
-                         "it from the positions of the same section")
+        raise ValueError(
+            f"the neighbour table points to rows {nbr.min()} to {nbr.max()}, but it has {n} rows; build "
+            "it from the positions of the same section"
+        )
     members = np.column_stack([np.arange(n), nbr]) if include_self else nbr  # (n, 1 + k)
     exists = members >= 0
     if use is not None:
@@ -78,7 +78,9 @@ def smooth(values: np.ndarray, nbr: np.ndarray, *, use: np.ndarray | None = None
     """
     values = np.asarray(values)
     if values.ndim != 2 or len(values) != len(nbr):
-        raise ValueError(f"values have shape {values.shape} and the neighbour table has {len(nbr)} rows; expected "
-                         "(n, g) with one row per spot")
+        raise ValueError(
+            f"values have shape {values.shape} and the neighbour table has {len(nbr)} rows; expected "
+            "(n, g) with one row per spot"
+        )
     kind = values.dtype if np.issubdtype(values.dtype, np.floating) else np.dtype(np.float64)
     return mean_operator(nbr, use=use).astype(kind, copy=False) @ values

@@ -103,8 +103,14 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
 
 
 def tile_centres(
-    mask: np.ndarray, image_size: tuple[int, int], um_per_px: float, pitch_um: float, *, lattice: Lattice = "square",
-    min_tissue: float = 0.5, window_um: float | None = None,
+    mask: np.ndarray,
+    image_size: tuple[int, int],
+    um_per_px: float,
+    pitch_um: float,
+    *,
+    lattice: Lattice = "square",
+    min_tissue: float = 0.5,
+    window_um: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centres of tiles on tissue, on a lattice over the whole image.
 
@@ -154,20 +160,30 @@ def tile_centres(
     share = _covered(mask, xy, window_um / um_per_px, (width, height))
     keep = (share >= min_tissue - _ROUNDING) & (share > _ROUNDING)
     if not keep.any():
-        raise ValueError(f"none of {len(xy)} tiles of {window_um:g} µm is at least {min_tissue:.0%} tissue "
-                         f"({mask.mean():.1%} of the image is); lower min_tissue, check the µm per px, or give "
-                         "another mask")
+        raise ValueError(
+            f"none of {len(xy)} tiles of {window_um:g} µm is at least {min_tissue:.0%} tissue "
+            f"({mask.mean():.1%} of the image is); lower min_tissue, check the µm per px, or give "
+            "another mask"
+        )
     return xy[keep], array_rc[keep]
 
 
 def _check_tiling(
-    mask: np.ndarray, image_size: tuple[int, int], um_per_px: float, pitch_um: float, window_um: float,
-    min_tissue: float, lattice: str,
+    mask: np.ndarray,
+    image_size: tuple[int, int],
+    um_per_px: float,
+    pitch_um: float,
+    window_um: float,
+    min_tissue: float,
+    lattice: str,
 ) -> None:
     if mask.ndim != 2 or mask.dtype != bool or mask.size == 0:
         raise ValueError(f"the tissue mask has shape {mask.shape} and type {mask.dtype}; expected bool (h, w)")
     sizes: dict[str, float | None] = {
-        "width": image_size[0], "height": image_size[1], "um_per_px": um_per_px, "pitch_um": pitch_um,
+        "width": image_size[0],
+        "height": image_size[1],
+        "um_per_px": um_per_px,
+        "pitch_um": pitch_um,
         "window_um": window_um,
     }
     for name, value in sizes.items():

@@ -33,8 +33,14 @@ from histoweave.report import tables
 
 _DPI = 190  # of raster layers: about two image px per CSS px
 _JPEG = 85
-_THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", GROUND: "var(--ground)", METHOD: "var(--method)",
-          CONTROL: "var(--control)"}
+_THEME = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    GROUND: "var(--ground)",
+    METHOD: "var(--method)",
+    CONTROL: "var(--control)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +81,20 @@ class Shown:
         made = self.predictions()
         at = {model: int(table.var_names.get_loc(gene)) for model, table in made.items()}
         model, table = next(iter(made.items()))
-        return (np.asarray(table.layers["truth"][:, at[model]]),
-                {name: np.asarray(one.X[:, at[name]]).ravel() for name, one in made.items()})
+        return (
+            np.asarray(table.layers["truth"][:, at[model]]),
+            {name: np.asarray(one.X[:, at[name]]).ravel() for name, one in made.items()},
+        )
 
     def pcc(self, gene: str) -> dict[str, float]:
         """The PCC of each model for a gene in this section, as in the table of results."""
         rows = self.report.rows
-        rows = rows[(rows["metric"] == "pcc") & (rows["section"] == self.section) & (rows["gene"] == gene)
-                    & (rows["fold"] == self.fold)]
+        rows = rows[
+            (rows["metric"] == "pcc")
+            & (rows["section"] == self.section)
+            & (rows["gene"] == gene)
+            & (rows["fold"] == self.fold)
+        ]
         return dict(rows.sort_values("seed").groupby("model", observed=True)["value"].first())
 
 
@@ -107,8 +119,13 @@ def write_html(report: Report, cohort: Cohort | None, *, genes: list[str] | None
     here = [gene for gene in chosen if gene in shown.genes()]
     best = tables.best_model(report)
     trained, folds = tables.fold_rows(report)
-    environment = Environment(loader=PackageLoader("histoweave.report", "."), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("histoweave.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     page = environment.get_template("template.html.jinja").render(
         title=str(report.card["benchmark"]), hidden=tables.hidden(report), protocol=tables.protocol(report),
         strict=report.card["protocol"] != "paper", units=report.cells[0]["units"], n_folds=len(report.card["folds"]),
@@ -134,8 +151,11 @@ def _checked_genes(report: Report, genes: Sequence[str] | None) -> list[str]:
     for gene in chosen:
         if gene not in known:
             close = get_close_matches(gene, known, n=1)
-            raise ValueError(f"gene {gene!r} was not scored in this run" + (f"; did you mean {close[0]!r}?" if close else "")
-                             + f" It scored {len(known)} genes, among them {', '.join(known[:5])}")
+            raise ValueError(
+                f"gene {gene!r} was not scored in this run"
+                + (f"; did you mean {close[0]!r}?" if close else "")
+                + f" It scored {len(known)} genes, among them {', '.join(known[:5])}"
+            )
     return chosen
 
 
@@ -146,8 +166,10 @@ def _choose_section(report: Report, cohort: Cohort | None, genes: Sequence[str])
     if cohort is not None:
         there = [(fold, id) for fold, id in places if id in cohort.ids]
         if not there:
-            raise ValueError(f"the cohort has no test section of this run (the run: {', '.join(id for _, id in places[:5])}; "
-                             f"the cohort: {', '.join(cohort.ids[:5])}). Give the cohort that was benchmarked")
+            raise ValueError(
+                f"the cohort has no test section of this run (the run: {', '.join(id for _, id in places[:5])}; "
+                f"the cohort: {', '.join(cohort.ids[:5])}). Give the cohort that was benchmarked"
+            )
         places = [place for place in there if cohort[place[1]].image is not None] or there
     fold, id = max(places, key=lambda place: len(panels[place[0]] & set(genes)))
     patient = str(report.card["patients"][id])
@@ -165,8 +187,10 @@ def _dots(report: Report) -> Drawing:
     values = tables.by_patient(report)
     reference = "ridge" if "ridge" in values.columns else None
     n = len(values)
-    caption = (f"PCC of each of {n} patients (dots; a patient keeps its height within every line) and the mean over them (bar). "
-               "Grey: controls." + (" Dashed: mean of ridge." if reference else ""))
+    caption = (
+        f"PCC of each of {n} patients (dots; a patient keeps its height within every line) and the mean over them (bar). "
+        "Grey: controls." + (" Dashed: mean of ridge." if reference else "")
+    )
     means = "; ".join(f"{model} {tables.number(mean)}" for model, mean in values.mean().items())
     figure = patient_dots(values, controls=tables.controls(report), reference=reference)
     return _drawing(figure, "dots", caption, f"Dot plot of PCC per patient and model. Means: {means}.")
@@ -177,9 +201,11 @@ def _ceiling(report: Report, best: str, marked: Sequence[str]) -> Drawing | None
         return None
     pcc = tables.by_gene(report)
     pcc = pcc[[model for model in dict.fromkeys(["ridge", best]) if model in pcc]]
-    caption = ("PCC of each gene against the highest PCC that its counts allow (√reliability, from random halves of the counts). "
-               "The line is that ceiling; genes left of the dotted line have a reliability under "
-               f"{MIN_RELIABILITY:g} and are not to be judged one by one.")
+    caption = (
+        "PCC of each gene against the highest PCC that its counts allow (√reliability, from random halves of the counts). "
+        "The line is that ceiling; genes left of the dotted line have a reliability under "
+        f"{MIN_RELIABILITY:g} and are not to be judged one by one."
+    )
     figure = ceiling_scatter(report.genes["ceiling"], pcc, marked=marked, limit=float(np.sqrt(MIN_RELIABILITY)))
     alt = f"Scatter plots of PCC per gene against its ceiling, for {' and '.join(pcc.columns)}."
     return _drawing(figure, "ceiling", caption, alt)
@@ -194,8 +220,14 @@ def _maps(shown: Shown, genes: Sequence[str]) -> list[Drawing]:
         pcc = shown.pcc(gene)
         scores = ", ".join(f"{model} {tables.number(pcc.get(model, np.nan), 2)}" for model in predictions)
         figure = marker_map(shown.plate, gene, truth, predictions, pcc=pcc, units=str(shown.report.cells[0]["units"]))
-        drawn.append(_drawing(figure, f"map{i}", gene, f"Maps of {gene} in section {shown.section}: measured, and predicted "
-                                                       f"by each model. PCC: {scores}."))
+        drawn.append(
+            _drawing(
+                figure,
+                f"map{i}",
+                gene,
+                f"Maps of {gene} in section {shown.section}: measured, and predicted by each model. PCC: {scores}.",
+            )
+        )
     return drawn
 
 
@@ -203,12 +235,23 @@ def _error(shown: Shown, model: str, gene: str) -> Drawing | None:
     truth, predictions = shown.values(gene)
     if not np.isfinite(truth).any():
         return None
-    figure = error_map(shown.plate, gene, truth, predictions[model], model=model, pcc=shown.pcc(gene).get(model, np.nan),
-                       units=str(shown.report.cells[0]["units"]))
+    figure = error_map(
+        shown.plate,
+        gene,
+        truth,
+        predictions[model],
+        model=model,
+        pcc=shown.pcc(gene).get(model, np.nan),
+        units=str(shown.report.cells[0]["units"]),
+    )
     error = predictions[model] - truth
     words = f"mean {tables.number(float(np.nanmean(error)), 2)}, sd {tables.number(float(np.nanstd(error)), 2)}"
-    return _drawing(figure, "error", f"{gene}: measured, predicted by {model}, and the error ({words}). Red: too high.",
-                    f"Maps of {gene} in section {shown.section}: measured, predicted by {model}, and error, {words}.")
+    return _drawing(
+        figure,
+        "error",
+        f"{gene}: measured, predicted by {model}, and the error ({words}). Red: too high.",
+        f"Maps of {gene} in section {shown.section}: measured, predicted by {model}, and error, {words}.",
+    )
 
 
 def _drawing(figure: Figure, name: str, caption: str, alt: str) -> Drawing:
@@ -238,8 +281,10 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     body = _in_tags(body, lambda tag: _themed(tag, name))
     assert box is not None
     wide = figure.get_figwidth() * 96
-    return Markup(f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} '
-                  f'style="width:{wide:.0f}px" role="img" aria-label="{escape(alt)}">{body}')
+    return Markup(
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} '
+        f'style="width:{wide:.0f}px" role="img" aria-label="{escape(alt)}">{body}'
+    )
 
 
 def _in_tags(text: str, change: Callable[[str], str]) -> str:

@@ -152,7 +152,9 @@ def fold_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
     for fold, test in report.card["folds"].items():
         cells = [cell for cell in report.cells if cell["fold"] == fold]
         epochs = {
-            model: ", ".join(f"{c['best_epoch'] + 1}/{len(c['history'])}" for c in cells if c["model"] == model and c["history"])
+            model: ", ".join(
+                f"{c['best_epoch'] + 1}/{len(c['history'])}" for c in cells if c["model"] == model and c["history"]
+            )
             for model in trained
         }
         rows.append({
@@ -211,12 +213,18 @@ def fingerprint_rows(report: Report) -> list[tuple[str, str]]:
     card = report.card
     panels = dict.fromkeys(cell["panel_digest"] for cell in report.cells)
     units = dict.fromkeys(cell["units"] for cell in report.cells)
-    shown = [("digest", str(card.get("digest", "–"))), ("target units", ", ".join(units)),
-             ("recipe", str(card["recipe"])), ("seeds", ", ".join(map(str, card["seeds"]))),
-             ("fits per fold", str(card["ensemble"] or 1)), ("gene panel digest, per fold", " · ".join(map(str, panels))),
-             ("view", json.dumps(card["view"], indent=1, sort_keys=True, ensure_ascii=False)),
-             ("device", str(card.get("device", "–"))), ("machine", str(card.get("machine", "–"))),
-             ("threads", str(card.get("threads", "–")))]
+    shown = [
+        ("digest", str(card.get("digest", "–"))),
+        ("target units", ", ".join(units)),
+        ("recipe", str(card["recipe"])),
+        ("seeds", ", ".join(map(str, card["seeds"]))),
+        ("fits per fold", str(card["ensemble"] or 1)),
+        ("gene panel digest, per fold", " · ".join(map(str, panels))),
+        ("view", json.dumps(card["view"], indent=1, sort_keys=True, ensure_ascii=False)),
+        ("device", str(card.get("device", "–"))),
+        ("machine", str(card.get("machine", "–"))),
+        ("threads", str(card.get("threads", "–"))),
+    ]
     licences = {c["encoder"]["name"]: c["encoder"] for c in report.cells if c["encoder"]}
     shown += [(f"encoder {name}", f"{e.get('licence', '–')}; {e.get('citation', '–')}") for name, e in licences.items()]
     return shown + [(f"version of {name}", str(value)) for name, value in card.get("versions", {}).items()]

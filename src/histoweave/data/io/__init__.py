@@ -27,8 +27,16 @@ from histoweave.data.io.visium import find_image, find_outs, is_outs, read_visiu
 from histoweave.data.section import Cohort, Section, SectionError
 
 __all__ = [
-    "read_cohort", "read_h5ad", "read_hest", "read_samples", "read_st_folder", "read_st_metadata", "read_st_section",
-    "read_visium", "recognise", "section_from_anndata",
+    "read_cohort",
+    "read_h5ad",
+    "read_hest",
+    "read_samples",
+    "read_st_folder",
+    "read_st_metadata",
+    "read_st_section",
+    "read_visium",
+    "recognise",
+    "section_from_anndata",
 ]
 
 log = logging.getLogger(__name__)

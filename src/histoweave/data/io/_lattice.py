@@ -75,8 +75,14 @@ def um_per_px(array_xy: np.ndarray, xy: np.ndarray, platform: str, *, id: str) -
     if stretch[0] / stretch[1] > 1.05:
         percent = 100 * float(stretch[0] / stretch[1] - 1)
         log.warning("section %r: the lattice is stretched by %.1f %% in the image", id, percent)
-    log.info("section %r: %.4f µm per px from the %s lattice of %d spots (median error %.1f µm)",
-             id, scale, platform, len(um), error_um)
+    log.info(
+        "section %r: %.4f µm per px from the %s lattice of %d spots (median error %.1f µm)",
+        id,
+        scale,
+        platform,
+        len(um),
+        error_um,
+    )
     return scale
 
 
@@ -90,6 +96,10 @@ def resolve(given: float | None, array_xy: np.ndarray, xy: np.ndarray, platform:
         log.info("the given %.4f µm per px cannot be checked: %s", given, error)
         return given
     if abs(given / inferred - 1) > 0.1:
-        log.warning("section %r: %.4f µm per px was given, but the spot lattice says %.4f; the given value is used",
-                    id, given, inferred)
+        log.warning(
+            "section %r: %.4f µm per px was given, but the spot lattice says %.4f; the given value is used",
+            id,
+            given,
+            inferred,
+        )
     return given

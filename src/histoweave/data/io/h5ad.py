@@ -73,8 +73,15 @@ def read_h5ad(
     except (OSError, KeyError, ValueError) as error:
         raise SectionError(f"'{path}' is truncated or not an AnnData file ({error}); write it again") from error
     return section_from_anndata(
-        table, id=id or path.stem, source=str(path), patient=patient, platform=platform, um_per_px=um_per_px,
-        layer=layer, spatial=spatial, image=image,
+        table,
+        id=id or path.stem,
+        source=str(path),
+        patient=patient,
+        platform=platform,
+        um_per_px=um_per_px,
+        layer=layer,
+        spatial=spatial,
+        image=image,
     )
 
 
@@ -107,8 +114,16 @@ def section_from_anndata(
     counts, genes = _counts(table, layer, source=source)
     slide = None if image is None else SlideImage.open(image, um_per_px=scale)
     return make_section(
-        id=id, patient=patient, counts=counts, genes=genes, xy=np.zeros((table.n_obs, 2)) if xy is None else xy,
-        platform=kind, um_per_px=scale, image=slide, array_rc=lattice, names=table.obs_names.tolist(),
+        id=id,
+        patient=patient,
+        counts=counts,
+        genes=genes,
+        xy=np.zeros((table.n_obs, 2)) if xy is None else xy,
+        platform=kind,
+        um_per_px=scale,
+        image=slide,
+        array_rc=lattice,
+        names=table.obs_names.tolist(),
         obs=_obs(table),
     )
 
@@ -128,8 +143,11 @@ def stored_scale(uns: Mapping[str, Any]) -> float | None:
     if isinstance(uns.get(K.UNS), str):
         places[1] = json.loads(uns[K.UNS])
     for key in SCALE_KEYS:
-        values = [float(place[key]) for place in places
-                  if isinstance(place, Mapping) and isinstance(place.get(key), int | float | np.number)]
+        values = [
+            float(place[key])
+            for place in places
+            if isinstance(place, Mapping) and isinstance(place.get(key), int | float | np.number)
+        ]
         if values:
             return values[0] if np.allclose(values, values[0], rtol=1e-3) else None
     return None

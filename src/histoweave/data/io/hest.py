@@ -67,8 +67,11 @@ def read_hest(
         scale = stored if um_per_px is None else um_per_px
         if scale is None and id in images:
             raise SectionError(f"section {id!r}: metadata has no {' or '.join(PIXEL_SIZE)}; give `um_per_px`")
-        read.append(read_h5ad(files[id], images.get(id), id=id, patient=patients[id], platform=_platform(id, known),
-                              um_per_px=scale))
+        read.append(
+            read_h5ad(
+                files[id], images.get(id), id=id, patient=patients[id], platform=_platform(id, known), um_per_px=scale
+            )
+        )
     return Cohort(read)
 
 

@@ -73,10 +73,12 @@ def _check_columns(path: Path, names: list[str]) -> None:
     hints = [f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else "") for name, near in nearest.items()]
     if unknown or missing:
         raise SectionError(
-            f"'{path}': " + "; ".join(
+            f"'{path}': "
+            + "; ".join(
                 ([f"unknown columns {', '.join(hints)}"] if unknown else [])
                 + ([f"missing columns {', '.join(map(repr, missing))}"] if missing else [])
-            ) + f"; expected {', '.join(COLUMNS)}, of which {', '.join(NEEDED)} are needed"
+            )
+            + f"; expected {', '.join(COLUMNS)}, of which {', '.join(NEEDED)} are needed"
         )
 
 
@@ -105,8 +107,10 @@ def _read_row(csv: Path, line: int, row: dict[str, str]) -> Section:
         _only(where, platform, "st", data)
         spots = _resolve(csv, line, "spots", row["spots"]) if row.get("spots") else _spot_file(where, data)
         return read_st_section(data, spots, image, id=id, patient=patient, um_per_px=mpp)
-    raise SectionError(f"{where}: '{data}' is not recognised; expected an .h5ad file, a Space Ranger folder (with "
-                       "'filtered_feature_bc_matrix.h5' and 'spatial'), or a count table .tsv or .tsv.gz")
+    raise SectionError(
+        f"{where}: '{data}' is not recognised; expected an .h5ad file, a Space Ranger folder (with "
+        "'filtered_feature_bc_matrix.h5' and 'spatial'), or a count table .tsv or .tsv.gz"
+    )
 
 
 def _resolve(csv: Path, line: int, column: str, given: str) -> Path:

@@ -63,8 +63,11 @@ def read_st_metadata(
     if missing:
         raise SectionError(f"'{metadata}' lacks the columns {missing}; it has {list(table.columns)}")
     table.index = pd.Index(table["patient"] + "_" + table["replicate"])
-    images = {str(id) for id, name in table["histology_image"].items()
-              if isinstance(name, str) and _locate(metadata.parent, name) is not None}
+    images = {
+        str(id)
+        for id, name in table["histology_image"].items()
+        if isinstance(name, str) and _locate(metadata.parent, name) is not None
+    }
     ids = wanted([str(id) for id in table.index], images, sections, where=str(metadata))
     return Cohort(_read_row(id, table.loc[id], metadata.parent, um_per_px) for id in ids)
 
@@ -79,8 +82,9 @@ def _read_row(id: str, row: pd.Series, folder: Path, um_per_px: float | None) ->
     image = _locate(folder, str(row["histology_image"]))
     if image is None:
         log.warning("section %r: its image '%s' is not in '%s'", id, row["histology_image"], folder)
-    section = read_st_section(paths["count_matrix"], paths["spot_coordinates"], image, id=id,
-                              patient=str(row["patient"]), um_per_px=um_per_px)
+    section = read_st_section(
+        paths["count_matrix"], paths["spot_coordinates"], image, id=id, patient=str(row["patient"]), um_per_px=um_per_px
+    )
     annotation = row.get("tumor_annotation")
     tumour = _locate(folder, annotation) if isinstance(annotation, str) else None
     if tumour is not None:

@@ -92,8 +92,15 @@ def read_visium(
     if slide is not None:
         _check_full_resolution(id, xy, slide.size, path, scale_factors(folder))
     return make_section(
-        id=id, patient=patient or id, counts=matrix.counts[kept], genes=_gene_names(matrix, genes, id=id), xy=xy,
-        platform="visium", um_per_px=scale, image=slide, array_rc=array_xy[:, ::-1],
+        id=id,
+        patient=patient or id,
+        counts=matrix.counts[kept],
+        genes=_gene_names(matrix, genes, id=id),
+        xy=xy,
+        platform="visium",
+        um_per_px=scale,
+        image=slide,
+        array_rc=array_xy[:, ::-1],
         names=[matrix.barcodes[i] for i in kept],
     )
 
@@ -109,8 +116,10 @@ def find_outs(folder: str | Path) -> Path:
     for candidate in (folder, folder / "outs"):
         if is_outs(candidate):
             return candidate
-    raise FileNotFoundError(f"'{folder}' is no Space Ranger output: expected '{MATRIX}.h5' (or the folder '{MATRIX}') "
-                            "and the folder 'spatial' in it or in its 'outs'")
+    raise FileNotFoundError(
+        f"'{folder}' is no Space Ranger output: expected '{MATRIX}.h5' (or the folder '{MATRIX}') "
+        "and the folder 'spatial' in it or in its 'outs'"
+    )
 
 
 def read_matrix(folder: Path) -> FeatureMatrix:
@@ -166,8 +175,15 @@ def scale_factors(folder: Path) -> dict[str, float]:
 def find_image(folder: Path, *, id: str) -> Path | None:
     """The one full-resolution image in the folder, or beside a folder named ``outs``; several are an error."""
     places = [folder, folder.parent] if folder.name == "outs" else [folder]
-    found = sorted({path for place in places for pattern in FULL_RESOLUTION for path in place.glob(pattern)
-                    if not any(word in path.name.lower() for word in DOWNSAMPLED)})
+    found = sorted(
+        {
+            path
+            for place in places
+            for pattern in FULL_RESOLUTION
+            for path in place.glob(pattern)
+            if not any(word in path.name.lower() for word in DOWNSAMPLED)
+        }
+    )
     if len(found) > 1:
         names = ", ".join(f"'{path}'" for path in found)
         raise SectionError(f"section {id!r} has {len(found)} images: {names}; give one of them as `image`")
