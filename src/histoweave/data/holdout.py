@@ -75,7 +75,11 @@ class Holdout:
         """The training cohort, and the test cohort without the hidden values and all that is derived from them."""
         self.split.check(cohort)
         train = cohort.subset(self.split.train + self.split.val)
-        return train, Cohort(self._visible(section) for section in cohort.subset(self.split.test))
+        return train, self.shown(cohort.subset(self.split.test))
+
+    def shown(self, cohort: Cohort) -> Cohort:
+        """What a model may see of sections under test."""
+        return Cohort(self._visible(section) for section in cohort)
 
     def hidden(self, section: Section) -> sparse.csr_matrix:
         """Which entries of a test section are hidden: boolean CSR (n, G)."""
