@@ -160,7 +160,7 @@ def bench(
         raise ValueError("give either one COHORT, or both --train and --test")
     with Bar() as bar:
         report = commands.bench(joined, out, settings, splits=splits, say=say, progress=bar)
-    show(report.table().iloc[:, :6], report.card["benchmark"])
+    show(report.table().filter(["pcc", "pcc_50", "mse", "mse_pattern"]), report.card["benchmark"])
     say(f"report: {write_html(report, joined)}")
 
 
