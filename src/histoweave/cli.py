@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections, set_threads
+from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections, set_up
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -235,7 +235,7 @@ def embed(
     from histoweave.batch import Needs
     from histoweave.data.io import read_cohort
 
-    set_threads(settings.threads)
+    set_up(settings.threads, settings.device)
     chosen = choose_sections(read_cohort(cohort, sections=_which(settings.sections)), settings.sections)
     needs = Needs.EMB | (Needs.CTX_EMB if context else Needs.NONE)
     with Bar() as bar:

@@ -11,10 +11,10 @@ from typing import Literal
 import pandas as pd
 from anndata import AnnData
 
-from histoweave import _keys as K
 from histoweave._repro import digest
 from histoweave.bench import suite_table
 from histoweave.bench.benchmark import Benchmark, section_digest
+from histoweave.bench.expected import check_same, expected_accuracy
 from histoweave.bench.plan import plan
 from histoweave.bench.suites import DRY, PHANTOM_WINDOW_PX, Suite, fewer, suite
 from histoweave.bench.summary import Report, summarise
@@ -24,8 +24,9 @@ from histoweave.embed import encoder_card
 from histoweave.inference import predict_slide
 from histoweave.models import split_specs
 from histoweave.pp.genes import select_panel
-from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections, set_threads
+from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections, set_up
 from histoweave.train import Learner, load_predictor
+from histoweave.train.saved import check_folder
 
 Progress = Callable[[int, int, str], None]
 Say = Callable[[str], None]
@@ -39,6 +40,8 @@ def _quiet(_: str) -> None:
 def make_benchmark(cohort: Cohort, settings: BenchSettings, *, splits: tuple[Split, ...] | None = None) -> Benchmark:
     """The benchmark that the settings describe; `splits` wins over ``settings.split``."""
     chosen = choose_sections(cohort, settings.sections)
+    if splits is not None:
+        splits = tuple(_among(split, set(chosen.ids)) for split in splits)
     return Benchmark(
         name=settings.name or "benchmark",
         cohort=chosen,
@@ -52,6 +55,12 @@ def make_benchmark(cohort: Cohort, settings: BenchSettings, *, splits: tuple[Spl
         ensemble=settings.ensemble,
         trunk_weights=settings.trunk_weights,
     )
+
+
+def _among(split: Split, ids: set[str]) -> Split:
+    """The split without the sections that were not chosen."""
+    train, test, val = (tuple(id for id in side if id in ids) for side in (split.train, split.test, split.val))
+    return replace(split, train=train, test=test, val=val)
 
 
 def bench(
@@ -71,7 +80,9 @@ def bench(
         If the plan takes longer than ``settings.max_hours``.
     """
     settings = settings or BenchSettings()
-    set_threads(settings.threads)
+    set_up(settings.threads, settings.device)
+    if Path(out).is_file():
+        raise FileExistsError(f"{out} is a file; --out names the folder of the run")
     benchmark = make_benchmark(cohort, settings, splits=splits)
     if left := benchmark.left_out():
         say(f"controls left out, because sections have no image: {', '.join(left)}")
@@ -236,10 +247,13 @@ def fit(
 ) -> Learner:
     """Fits a model on a cohort, with the accuracy per gene to expect of it, and saves it if a folder is given."""
     settings = settings or FitSettings()
-    set_threads(settings.threads)
+    set_up(settings.threads, settings.device)
     chosen = choose_sections(cohort, settings.sections)
+    expected, note = _checked_expectation(chosen, settings)
+    if out is not None:
+        check_folder(Path(out))
     store = settings.open_store()
-    checkpoint = None if out is None else _checkpoint(Path(out), chosen, settings)
+    checkpoint = None if out is None else _checkpoint(Path(out).absolute(), chosen, settings)
     learner = Learner(
         settings.model,
         settings.view(),
@@ -251,10 +265,8 @@ def fit(
         progress=progress,
         trunk_weights=settings.trunk_weights,
     ).fit(chosen)
-    if settings.from_bench:
-        report = Report.read(settings.from_bench)
-        learner.expected = expected_accuracy(report, settings.model)
-        learner.expected_note = f"benchmark {report.card['benchmark']!r}, {report.card['protocol']} protocol"
+    if expected is not None:
+        learner.expected, learner.expected_note = expected, note
     elif settings.cv:
         say(f"cross-validation over {settings.cv} folds of patients")
         learner.expected = _cross_validated(chosen, settings, progress)
@@ -264,6 +276,20 @@ def fit(
         shutil.rmtree(checkpoint, ignore_errors=True)  # type: ignore[arg-type]
         say(f"saved {out}")
     return learner
+
+
+def _checked_expectation(cohort: Cohort, settings: FitSettings) -> tuple[pd.DataFrame | None, str]:
+    """The accuracy per gene from a benchmark and where it is from; what is wrong is said before anything is fitted."""
+    if settings.from_bench and settings.cv:
+        raise ValueError("--cv and --from-bench both give the expected accuracy; use one of them")
+    if settings.cv:
+        k_fold(cohort, settings.cv)
+    if not settings.from_bench:
+        return None, ""
+    report = Report.read(settings.from_bench)
+    check_same(report, settings.view(), settings.recipe)
+    note = f"benchmark {report.card['benchmark']!r}, {report.card['protocol']} protocol"
+    return expected_accuracy(report, settings.model), note
 
 
 def _checkpoint(out: Path, cohort: Cohort, settings: FitSettings) -> Path:
@@ -291,15 +317,6 @@ def _cross_validated(cohort: Cohort, settings: FitSettings, progress: Progress |
         return expected_accuracy(summarise(benchmark, cells, folder), settings.model)
 
 
-def expected_accuracy(report: Report, model: str) -> pd.DataFrame:
-    """Per gene: mean over patients of the within-section PCC of a model, its sd over patients, and their number."""
-    rows = report.rows[(report.rows["metric"] == "pcc") & (report.rows["model"] == model)]
-    if rows.empty:
-        raise ValueError(f"the benchmark has no model {model!r}; it has {', '.join(report.models)}")
-    patient = rows.groupby(["gene", "patient"], sort=False)["value"].mean().groupby("gene", sort=False)
-    return pd.DataFrame({K.CV_PCC: patient.mean(), K.CV_PCC_SD: patient.std(ddof=0), K.CV_PCC_N: patient.count()})
-
-
 def predict(
     model: str | Path | Learner,
     image: str | Path,
@@ -310,7 +327,7 @@ def predict(
 ) -> AnnData:
     """Expression at every tile of a slide without counts, by a saved or fitted model."""
     settings = settings or PredictSettings()
-    set_threads(settings.threads)
+    set_up(settings.threads, settings.device)
     if isinstance(model, Learner):
         learner = model
     else:

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,11 @@ def predict_slide(
     ``X`` (n, g) in the units of ``uns["histoweave"]["units"]``; ``obsm["spatial"]`` level-0 px; ``var["cv_pcc"]``, its sd
     over patients and their number, NaN with the reason in ``uns`` where the accuracy was not measured.
     """
+    _check_out(out)
     slide = image if isinstance(image, SlideImage) else SlideImage.open(image, um_per_px)
     name = id or (Path(image).stem if isinstance(image, (str, Path)) else "slide")
     spacing = learner.spacing
-    pitch = pitch_um or spacing.get("pitch_um")
+    pitch = pitch_um if pitch_um is not None else spacing.get("pitch_um")
     if pitch is None:
         raise ValueError("the model does not know the distance between its training spots; give it: `--pitch 100`")
     section = tile_slide(
@@ -121,14 +123,11 @@ def predict_section(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> AnnData:
     """Expression predicted at the spots of a section, in memory or written to `out` region by region."""
+    _check_out(out)
     parts = _counted(learner.stream(section), section.n, progress)
     if out is None:
         return _in_order(section, list(parts))
-    out = Path(out)
-    if out.suffix != ".h5ad":
-        raise ValueError(
-            f"the output {out.name!r} is not a .h5ad file; write for example {out.with_suffix('.h5ad').name}"
-        )
+    out, parts = Path(out), chain([next(parts)], parts)  # what fails, fails before anything is made
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
     os.close(handle)
@@ -139,6 +138,11 @@ def predict_section(
         Path(temporary).unlink(missing_ok=True)
     out.chmod(0o644)
     return anndata.read_h5ad(out, backed="r")
+
+
+def _check_out(out: str | Path | None) -> None:
+    if out is not None and (Path(out).suffix != ".h5ad" or Path(out).is_dir()):
+        raise ValueError(f"the output '{out}' is not a .h5ad file; write for example 'prediction.h5ad'")
 
 
 def _counted(parts: Iterator[AnnData], n: int, progress: Any) -> Iterator[AnnData]:

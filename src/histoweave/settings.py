@@ -35,12 +35,19 @@ def choose_sections(cohort: Cohort, sections: str) -> Cohort:
     return cohort.subset(part.strip() for part in sections.split(","))
 
 
-def set_threads(threads: int | None) -> None:
-    """Threads of torch; None leaves them as they are."""
-    if threads is not None:
-        import torch
+def set_up(threads: int | None, device: str) -> None:
+    """Sets the threads of torch (None leaves them as they are); `ValueError` if it cannot use so many, or the device."""
+    import torch
 
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads={threads}; expected 1 or more")
         torch.set_num_threads(threads)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter is how a build without CUDA says so
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); use 'cpu' or 'cuda'") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ last checkpoint. Dates and timings stand only in ``run.log``.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -24,6 +25,7 @@ from anndata import AnnData
 from histoweave import _keys as K
 from histoweave._repro import digest, file_digest, versions
 from histoweave.batch import Needs
+from histoweave.bench._checks import check_settings, embeds
 from histoweave.bench.metrics import section_metrics, to_rows
 from histoweave.data.holdout import Everything, Hide, Holdout
 from histoweave.data.section import Cohort, Section
@@ -36,7 +38,7 @@ from histoweave.view import View
 
 Progress = Callable[[int, int, str], None]
 CONTROLS = ("mean", "ridge", "knn", "shuffled")
-_IMAGE = Needs.WINDOW | Needs.EMB | Needs.CTX_EMB | Needs.POOL
+_IMAGE = Needs.WINDOW | Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
 
 
 def section_digest(section: Section) -> str:
@@ -45,6 +47,8 @@ def section_digest(section: Section) -> str:
     arrays = [counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64), section.xy, section.library]
     if section.array_rc is not None:
         arrays.append(section.array_rc)
+    if K.SIZE_FACTOR in section.spots.obs:
+        arrays.append(section.spots.obs[K.SIZE_FACTOR].to_numpy(dtype=np.float64))
     return digest(
         {
             "id": section.id,
@@ -124,6 +128,7 @@ class Benchmark:
             split.check(self.cohort)
         if self.protocol not in ("strict", "paper"):
             raise ValueError(f"protocol={self.protocol!r}; expected 'strict' or 'paper'")
+        check_settings(self)
         bare = [section.id for section in self.cohort if section.image is None]
         looking = [model for model in self.models if self._looks(model)]
         if bare and looking:
@@ -175,6 +180,7 @@ class Benchmark:
                     address = digest(
                         {
                             **shared,
+                            "encoder": view.make_encoder().digest if embeds(model, self.recipe) else None,
                             "model": model,
                             "seed": seed,
                             "recipe": recipe.to_dict(),
@@ -226,7 +232,7 @@ class Benchmark:
             "protocol": self.protocol,
             "fits": len(learners),
             "spots": int(test.n),
-            "history": learners[0].history.rows,
+            "history": [_finite(row) for row in learners[0].history.rows],
             "best_epoch": learners[0].history.best_epoch,
             "cv_pcc": _cv_pcc(learners[0]),
         }
@@ -235,7 +241,9 @@ class Benchmark:
         new.mkdir(parents=True)
         rows.to_parquet(new / "rows.parquet", index=False)
         prediction.write_h5ad(new / "prediction.h5ad")
-        (new / "cell.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (new / "cell.json").write_text(
+            json.dumps(card, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+        )
         os.replace(new, cell.folder)
         shutil.rmtree(work)
 
@@ -243,9 +251,12 @@ class Benchmark:
         self, cell: Cell, train: Cohort, test: Cohort, store: Store, device: str, checkpoint: Path
     ) -> Iterator[Learner]:
         view = self.fitted_view()
-        name, args = parse(cell.model)
-        trains = Needs.WINDOW in needs_of(name, load_recipe(name, self.recipe).args | args)
-        trunk = self.trunk_weights if trains and card_of(name).learns == "gradient" else None
+        if self.ensemble and isinstance(view.panel, str):
+            # Members learn on parts of the training side, but predict the same genes in the same units.
+            panel = select_panel(train, view.panel, candidates=view.among or train.genes("common"))
+            view = replace(view, panel=panel, target=view.target.bind(len(train.genes("union"))))
+        trains = Needs.WINDOW in self._needs(cell.model) and card_of(parse(cell.model)[0]).learns == "gradient"
+        trunk = self.trunk_weights if trains else None
 
         def learner(part: str) -> Learner:
             return Learner(
@@ -298,10 +309,12 @@ class Benchmark:
         prediction.obs[K.FOLD], prediction.obs[K.SPLIT] = cell.split.name, "test"
         return pd.concat(parts, ignore_index=True), prediction
 
-    @staticmethod
-    def _looks(model: str) -> bool:
+    def _needs(self, model: str) -> Needs:
         name, args = parse(model)
-        return bool(needs_of(name, args) & _IMAGE)
+        return needs_of(name, load_recipe(name, self.recipe).args | args)
+
+    def _looks(self, model: str) -> bool:
+        return bool(self._needs(model) & _IMAGE)
 
 
 def _mean(predictions: list[AnnData]) -> AnnData:
@@ -310,6 +323,11 @@ def _mean(predictions: list[AnnData]) -> AnnData:
     if len(predictions) > 1:
         made.X = np.mean([p.X for p in predictions], axis=0, dtype=np.float64).astype(np.float32)
     return made
+
+
+def _finite(row: dict[str, float]) -> dict[str, float | None]:
+    """The row with None for NaN and infinity, which JSON does not have."""
+    return {key: value if math.isfinite(value) else None for key, value in row.items()}
 
 
 def _cv_pcc(learner: Learner) -> list[float | None] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -129,17 +130,14 @@ def _seconds_per_spot(benchmark: Benchmark, model: str, device: str) -> float:
     fitted = view.fit(cohort)
     feed = Feed(fitted, cohort, features, needs, device=device)
     module = create(name, Dims(genes=len(fitted.genes), emb=width), **args).to(device).train()  # type: ignore[attr-defined]
-    batches = feed.batches(recipe.batch, generator=torch.Generator().manual_seed(0))
+    batches = list(islice(feed.batches(recipe.batch, generator=torch.Generator().manual_seed(0)), 2))
     spots, start = 0, time.perf_counter()
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate([batches[0], *batches]):  # the first step warms up; there may be one batch only
+        if i == 1:
+            start = time.perf_counter()
         module.loss(batch)[0].backward()
-        if i == 0:
-            start = time.perf_counter()  # the first step warms up
-        else:
-            spots += len(batch)
-        if i == 2:
-            break
-    return (time.perf_counter() - start) / spots if spots else 0.0
+        spots += len(batch) if i else 0
+    return (time.perf_counter() - start) / spots
 
 
 def _zeros(cohort: Cohort, width: int, side: int) -> Features:

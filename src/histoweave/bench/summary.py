@@ -21,6 +21,7 @@ from histoweave.bench.benchmark import Benchmark, Cell
 from histoweave.bench.metrics import LOWER_IS_BETTER, average, pcc_50, pcc_h_paper, pooled_pcc
 from histoweave.bench.stats import compare
 from histoweave.bench.trust import reliability
+from histoweave.data._atomic import writing
 from histoweave.data.section import Section
 from histoweave.pp.counts import Target
 from histoweave.view import divisor, smoothing
@@ -147,6 +148,7 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
     out = Path(out)
     cards = [cell.card() | {"folder": cell.folder.name} for cell in cells]
     rows = pd.concat([pd.read_parquet(cell.folder / "rows.parquet") for cell in cells], ignore_index=True)
+    rows = rows.assign(benchmark=benchmark.name)  # a cell may have been made under another name
     pooled = _pooled(benchmark, cells)
     genes = _genes(benchmark, rows)
     parts = [average(rows, protocol=benchmark.protocol), average(pooled, protocol="paper"), pcc_h_paper(rows)]
@@ -171,12 +173,13 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
         top=lists,
     )
     for key, table in {"rows": rows, "summary": summary, "tests": tests, "genes": genes}.items():
-        table.to_parquet(out / _FILES[key])
-    (out / "run.json").write_text(
-        json.dumps(card | {"cells": cards}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+        with writing(out / _FILES[key]) as handle:
+            table.to_parquet(handle)
+    with writing(out / "run.json") as handle:
+        handle.write((json.dumps(card | {"cells": cards}, indent=1, sort_keys=True) + "\n").encode())
     report = Report.read(out)
-    (out / "report.md").write_text(to_markdown(report), encoding="utf-8")
+    with writing(out / "report.md") as handle:
+        handle.write(to_markdown(report).encode())
     return report
 
 

@@ -111,7 +111,8 @@ class Holdout:
             return section.with_spots(bare)
         if isinstance(self.hide, Genes):
             keep = ~section.genes.isin(self.hide.names)
-            shown = AnnData(X=spots.X[:, keep], obs=spots.obs.copy(), var=spots.var[keep], obsm={K.SPATIAL: section.xy})
+            place = spots.obs[[column for column in _PLACE if column in spots.obs]].copy()
+            shown = AnnData(X=spots.X[:, keep], obs=place, var=spots.var[keep], obsm={K.SPATIAL: section.xy})
             shown.obs[K.LIBRARY] = np.asarray(shown.X.sum(axis=1)).ravel()
             return section.with_spots(shown)
         hidden = self.hidden(section)
@@ -137,7 +138,7 @@ class Holdout:
         spots.X = sparse.csr_matrix(spots.X - spots.X.multiply(hidden) + noise)
         if not isinstance(self.hide, Entries):  # for entries the library is computed before hiding and counts as given
             spots.obs[K.LIBRARY] = np.asarray(spots.X.sum(axis=1)).ravel()
-        if isinstance(self.hide, Everything):
+            # All else that stands beside the spots may have been computed from what is hidden.
             derived = [column for column in spots.obs if column not in (*_PLACE, K.LIBRARY)]
             spots.obs = spots.obs.assign(
                 **{c: pd.Series(rng.random(section.n), index=spots.obs_names) for c in derived}

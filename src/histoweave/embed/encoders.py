@@ -215,7 +215,7 @@ def _find(name: str) -> dict[str, Any]:
     found = table.get(name.lower())
     if found is None:
         near = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
             f"unknown encoder {name!r}{hint} There are {[key for key, row in table.items() if not row['hidden']]}"
         )

@@ -47,7 +47,7 @@ def list_models() -> list[str]:
 def nearest(given: str, known: list[str]) -> str:
     """``; did you mean 'x'?`` where something is close, and the whole list."""
     close = get_close_matches(given, known, n=1)
-    return (f"; did you mean {close[0]!r}?" if close else "") + f" Known: {', '.join(known)}"
+    return (f"; did you mean {close[0]!r}?" if close else ".") + f" Known: {', '.join(known)}"
 
 
 def model_class(name: str) -> type[Any]:
@@ -79,6 +79,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     return match[1], arguments
 
 
+_KINDS: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}  # annotations that are checked
 _WORDS = {"on": True, "off": False}
 
 
@@ -98,11 +99,14 @@ def split_specs(text: str) -> list[str]:
 
 
 def check_arguments(name: str, arguments: dict[str, Any]) -> None:
-    """`ValueError` with the nearest match if the model has no such argument."""
-    known = [p for p in inspect.signature(model_class(name)).parameters if p != "dims"]
-    for key in arguments:
-        if key not in known:
-            raise ValueError(f"model {name!r} has no argument {key!r}{nearest(key, known)}")
+    """`ValueError` if the model has no such argument, with the nearest match, or it cannot have such a value."""
+    parameters = {key: p for key, p in inspect.signature(model_class(name)).parameters.items() if key != "dims"}
+    for key, value in arguments.items():
+        if key not in parameters:
+            raise ValueError(f"model {name!r} has no argument {key!r}{nearest(key, list(parameters))}")
+        kind = str(parameters[key].annotation)
+        if kind in _KINDS and not (isinstance(value, _KINDS[kind]) and isinstance(value, bool) == (kind == "bool")):
+            raise ValueError(f"model {name!r}: {key}={value!r}; expected a value of type {kind}")
 
 
 def create(name: str, dims: Dims, /, **arguments: Any) -> SpotModel:

@@ -17,6 +17,13 @@ def one_of(name: str, value: str, options: Sequence[str]) -> str:
     raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, options))}{hint}")
 
 
+def at_least(name: str, value: object, least: int) -> int:
+    """The value, when it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r}; expected a whole number of {least} or more")
+    return value
+
+
 def given(field: Tensor | None, name: str) -> Tensor:
     """The field of a batch, when it is there."""
     if field is None:

@@ -104,19 +104,26 @@ def select_panel(train: Cohort, recipe: str, candidates: Sequence[str]) -> GeneP
     _check_unique(candidates, "the candidates")
     if len(train) == 0:
         raise ValueError("a gene panel is chosen on training sections, and there are none")
+    check_recipe(recipe, candidates)
     name, union, argument = _read_recipe(recipe)
     if name == "list":
-        genes = tuple(part.strip() for part in argument.split(",") if part.strip())
-        unknown = [gene for gene in genes if gene not in set(candidates)]
-        if unknown:
-            raise ValueError(
-                f"recipe {recipe!r}: genes {_some(unknown)} are not among the {len(candidates)} candidates"
-            )
-        return GenePanel(genes, recipe, ())
+        return GenePanel(_listed(argument), recipe, ())
     wanted = _read_count(recipe, argument, len(candidates))
     score = _SCORES[name](train, candidates, union=union)  # (g,)
     best = np.argsort(-score, kind="stable")[:wanted].tolist()
     return GenePanel(tuple(candidates[i] for i in best), recipe, train.ids)
+
+
+def check_recipe(recipe: str, candidates: Sequence[str]) -> None:
+    """`ValueError` if `select_panel` could not follow the recipe among these candidates; no counts are looked at."""
+    name, _, argument = _read_recipe(recipe)
+    if name != "list":
+        _read_count(recipe, argument, len(candidates))
+        return
+    known = set(candidates)
+    unknown = [gene for gene in _listed(argument) if gene not in known]
+    if unknown:
+        raise ValueError(f"recipe {recipe!r}: genes {_some(unknown)} are not among the {len(candidates)} candidates")
 
 
 def candidate_counts(section: Section, candidates: Sequence[str], *, union: bool = False) -> sparse.csr_matrix:
@@ -193,6 +200,10 @@ def _read_recipe(recipe: str) -> tuple[str, bool, str]:
             f"gene recipe {recipe!r}: '+{modifier}' is not understood; '+union' goes with {', '.join(_SCORES)}"
         )
     return name, bool(plus), argument.strip()
+
+
+def _listed(argument: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in argument.split(",") if part.strip())
 
 
 def _read_count(recipe: str, argument: str, available: int) -> int:

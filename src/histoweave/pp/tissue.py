@@ -148,6 +148,10 @@ def tile_centres(
     _check_tiling(mask, image_size, um_per_px, pitch_um, window_um, min_tissue, lattice)
     width, height = image_size
     step = pitch_um / um_per_px
+    if step < 1:
+        raise ValueError(
+            f"pitch_um={pitch_um:g} is less than a pixel ({um_per_px:g} µm); expected the distance between spots in µm"
+        )
     down = step * (np.sqrt(3) / 2 if lattice == "hex" else 1.0)
     rows = np.arange(int(np.ceil(height / down)))
     columns = np.arange(int(np.ceil(width / step)))

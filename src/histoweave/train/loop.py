@@ -125,6 +125,8 @@ def _epoch(
 def evaluate(module: Any, feed: Feed, batch: int) -> dict[str, float]:
     """Within-section Pearson correlation (mean over genes, then sections) and squared error of a feed's spots."""
     prediction, y, mask, section = predictions(module, feed, batch)
+    if not mask.any():
+        raise ValueError("none of the spots that decide when to stop has counts in the panel; leave their sections out")
     error = ((prediction - y) ** 2)[mask].mean()
     scores = [
         within(prediction[here], y[here], mask[here]) for s in section.unique() if (here := section == s).sum() > 1

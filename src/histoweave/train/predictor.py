@@ -27,7 +27,7 @@ from histoweave.pp.lattice import pitch
 from histoweave.train.loop import History, Progress, fit, predictions
 from histoweave.train.recipe import Recipe, load_recipe
 from histoweave.train.regions import regions
-from histoweave.train.saved import read_folder, write_folder
+from histoweave.train.saved import read_folder, restore, write_folder
 from histoweave.view import Features, FittedView, View
 
 CHUNK = 4096  # spots predicted at a time by models that look at each spot alone
@@ -88,6 +88,7 @@ class Learner:
         self.view, self.store, self.seed, self.device = view, store, seed, device
         self.checkpoint, self.progress, self.trunk_weights = checkpoint, progress, trunk_weights
         self.needs = needs_of(self.name, self.args)
+        self._embeds = bool(self.needs & (_IMAGE & ~Needs.WINDOW))  # reads what the frozen encoder makes
         self.fitted: FittedView | None = None
         self.module: nn.Module | None = None
         self.history = History()
@@ -96,6 +97,7 @@ class Learner:
         self.expected_note = "not measured: fit with cross-validation or take it from a benchmark"
         self.max_context = CHUNK  # spots looked at together: the largest training section
         self.spacing: dict[str, Any] = {}
+        self.encoder_digest: str | None = None  # of the weights that made the embeddings it was fitted on
 
     def fit(self, train: Cohort, val: Cohort | None = None) -> Self:
         """Learns panel, statistics and weights from the training cohort.
@@ -106,7 +108,10 @@ class Learner:
             Sections without an image for a model that looks at one; no counts.
         """
         self._check_images(train)
+        self.encoder_digest = None
         features = self._embed(train)
+        if self._embeds:
+            self.encoder_digest = self.view.make_encoder(self.device).digest
         self.fitted = self.view.fit(train, features)
         self.max_context = max(section.n for section in train)
         self.spacing = _spacing(train)
@@ -136,7 +141,7 @@ class Learner:
 
     def predict(self, cohort: Cohort) -> AnnData:
         """Predictions for every spot, counts or not: ``X`` (n, g) float32, ``obsm["spatial"]``, section and patient."""
-        parts = [table for section in cohort for table in self.stream(section)]
+        parts = [self._whole(section) for section in cohort]
         made = concat(parts, join="inner")
         made.uns[K.UNS] = parts[0].uns[K.UNS]
         made.var = parts[0].var
@@ -165,12 +170,22 @@ class Learner:
                 made, *_ = predictions(module, feed, self.recipe.batch)
             yield self._table(part, made.cpu().numpy(), core)
 
+    def _whole(self, section: Section) -> AnnData:
+        """The predictions of a section in the order of its spots: regions do not come in it."""
+        parts = list(self.stream(section))
+        if len(parts) == 1:
+            return parts[0]
+        made = concat(parts, join="inner")[_names(section)].copy()
+        made.uns[K.UNS] = parts[0].uns[K.UNS]
+        made.var = parts[0].var
+        return made
+
     def _table(self, section: Section, made: np.ndarray, core: np.ndarray) -> AnnData:
         """The predictions of a section's core spots as AnnData."""
         assert self.fitted is not None
         keep = [c for c in (K.ROW, K.COL) if c in section.spots.obs]
         obs = section.spots.obs[keep].copy()
-        obs.index = pd.Index(section.id + "/" + section.spots.obs_names.astype(str), dtype=object)
+        obs.index = _names(section)
         obs[K.SECTION], obs[K.PATIENT] = section.id, section.patient
         out = AnnData(X=made[core], obs=obs[core], var=self.var(), obsm={K.SPATIAL: section.xy[core]})
         out.uns[K.UNS] = {"units": self.fitted.view.target.units, "card": json.dumps(self.describe(), sort_keys=True)}
@@ -187,7 +202,6 @@ class Learner:
         """What made these predictions: model, recipe, view, encoder with its licence, training patients."""
         fitted, module = self._ready()
         card = card_of(self.name)
-        uses_encoder = bool(self.needs & (_IMAGE & ~Needs.WINDOW))
         return {
             "model": self.model,
             "name": self.name,
@@ -201,7 +215,7 @@ class Learner:
             "panel_digest": fitted.genes.digest,
             "trained_on": list(fitted.trained_on),
             "inner_split": self.rung,
-            "encoder": self._encoder_card() if uses_encoder else None,
+            "encoder": self._encoder_card() if self._embeds else None,
             "max_context": self.max_context,
             "spacing": self.spacing,
             "expected_accuracy": self.expected_note,
@@ -232,6 +246,14 @@ class Learner:
         return Feed(fitted, cohort, self._embed(cohort), self.needs, device=self.device)
 
     def _embed(self, cohort: Cohort) -> Features:
+        """Features of a cohort, by the weights that the model was fitted with and no others."""
+        if self.encoder_digest is not None and self._embeds:
+            found = self.view.make_encoder(self.device).digest
+            if found != self.encoder_digest:
+                raise ValueError(
+                    f"model {self.model!r} was fitted on encoder {self.view.encoder!r} with weights "
+                    f"{self.encoder_digest[:12]}…, but these are {found[:12]}…; give the same weights (`--weights`)"
+                )
         return self.view.embed(cohort, self.needs, self.store, device=self.device, progress=self.progress)
 
     def _encoder_card(self) -> dict[str, Any]:
@@ -242,6 +264,7 @@ class Learner:
             "px": view.window.out,
             "weights": view.weights,
             "dtype": view.dtype,
+            "digest": self.encoder_digest,
         }
 
     def _build(self, width: int) -> nn.Module:
@@ -268,6 +291,11 @@ class Learner:
                 f"({', '.join(bare[:8])}). Use the others only: `--sections with-image`, or "
                 "`cohort.with_image()`"
             )
+
+
+def _names(section: Section) -> pd.Index:
+    """Names of a section's spots in predictions."""
+    return pd.Index(section.id + "/" + section.spots.obs_names.astype(str), dtype=object)
 
 
 def _trunk_init(module: nn.Module, weights: str | None) -> str | None:
@@ -306,6 +334,7 @@ def load_predictor(
     )
     learner.rung, learner.expected, learner.expected_note = card["inner_split"], accuracy, card["expected_accuracy"]
     learner.max_context, learner.spacing = card["max_context"], card["spacing"]
+    learner.encoder_digest = (card["encoder"] or {}).get("digest")
     kept: dict[str, np.ndarray] = {
         key: tensors[f"view/{key}"].numpy() for key in ("shift", "scale") if f"view/{key}" in tensors
     }
@@ -313,15 +342,6 @@ def load_predictor(
     state = {key.removeprefix("module/"): value for key, value in tensors.items() if key.startswith("module/")}
     width = encoder_card(view.encoder).dim if card["encoder"] else 0
     learner.module = learner._build(width)
-    _fit_buffers(learner.module, state)
-    learner.module.load_state_dict(state)
+    restore(learner.module, state, where=f"{dir}, model {card['model']!r}")
     learner.module.to(device).eval()
     return learner
-
-
-def _fit_buffers(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Buffers that were sized in `index` (reference banks) take the saved size."""
-    for key, buffer in dict(module.named_buffers()).items():
-        if key in state and state[key].shape != buffer.shape:
-            parent, _, name = key.rpartition(".")
-            setattr(module.get_submodule(parent), name, torch.empty_like(state[key]))

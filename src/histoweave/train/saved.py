@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from histoweave import _keys as K
 from histoweave._repro import versions
 
 FORMAT = 1
 _JSON, _TENSORS, _ACCURACY = "model.json", "weights.safetensors", "accuracy.csv"
+_NEEDED = ("model", "recipe", "view", "panel", "encoder", "trained_on", "max_context", "spacing", "expected_accuracy")
+_NO_VALUE = {K.CV_PCC: [""], K.CV_PCC_SD: [""], K.CV_PCC_N: [""]}
 
 
 def write_folder(folder: Path, card: dict[str, Any], tensors: dict[str, Tensor], accuracy: pd.DataFrame | None) -> None:
@@ -27,8 +32,7 @@ def write_folder(folder: Path, card: dict[str, Any], tensors: dict[str, Tensor],
     FileExistsError
         If the folder exists and is not a saved model.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / _JSON).exists():
-        raise FileExistsError(f"{folder} exists and is not a saved model; choose another folder or empty it")
+    check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     new.chmod(0o755)
@@ -46,6 +50,13 @@ def write_folder(folder: Path, card: dict[str, Any], tensors: dict[str, Tensor],
         os.replace(new, folder)
 
 
+def check_folder(folder: Path) -> None:
+    """`FileExistsError` if a model cannot be saved there without harm to something else."""
+    file = folder.exists() and not folder.is_dir()
+    if file or (folder.exists() and any(folder.iterdir()) and not (folder / _JSON).exists()):
+        raise FileExistsError(f"{folder} exists and is not a saved model; choose another folder or empty it")
+
+
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.DataFrame | None]:
     """What `write_folder` wrote.
 
@@ -56,8 +67,32 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.Dat
     """
     if not (folder / _JSON).exists():
         raise FileNotFoundError(f"{folder} is not a saved model: it has no {_JSON}. Make one with `histoweave fit`")
-    card = json.loads((folder / _JSON).read_text(encoding="utf-8"))
+    try:
+        card = json.loads((folder / _JSON).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / _JSON} is damaged ({error}); copy the model again, or fit it again") from error
     if card.get("format") != FORMAT:
         raise ValueError(f"{folder} has format {card.get('format')!r}; this version reads {FORMAT}. Update histoweave")
-    accuracy = pd.read_csv(folder / _ACCURACY, index_col="gene") if (folder / _ACCURACY).exists() else None
-    return card, load_file(folder / _TENSORS), accuracy
+    if lacking := [key for key in _NEEDED if key not in card]:
+        raise ValueError(f"{folder / _JSON} lacks {', '.join(lacking)}; copy the model again, or fit it again")
+    accuracy = None
+    if (folder / _ACCURACY).exists():
+        # "NA" and "nan" are names that a gene may have
+        accuracy = pd.read_csv(folder / _ACCURACY, dtype={"gene": str}, keep_default_na=False, na_values=_NO_VALUE)
+        accuracy = accuracy.set_index("gene")
+    try:
+        return card, load_file(folder / _TENSORS), accuracy
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{folder / _TENSORS} is damaged ({error}); copy the model again, or fit it again") from error
+
+
+def restore(module: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
+    """Puts saved tensors into a module; buffers that were sized in `index` (reference banks) take the saved size."""
+    for key, buffer in dict(module.named_buffers()).items():
+        if key in state and state[key].shape != buffer.shape:
+            parent, _, name = key.rpartition(".")
+            setattr(module.get_submodule(parent), name, torch.empty_like(state[key]))
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{where}: the saved weights do not fit the model; copy it again, or fit it again") from error

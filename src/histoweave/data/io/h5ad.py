@@ -101,7 +101,7 @@ def section_from_anndata(
     xy = _positions(table, spatial, source=source, required=image is not None)
     lattice = _lattice_columns(table)
     kind = _platform(table, platform, xy, lattice, source=source)
-    if kind not in ("st", "visium", "visium_hd"):
+    if kind not in ("st", "visium", "visium_hd") or not table.n_obs:  # an empty table is refused below
         lattice = None
     if patient is None:
         stored = table.uns.get(K.PATIENT)

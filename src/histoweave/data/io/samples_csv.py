@@ -49,7 +49,12 @@ def read_samples(path: str | Path) -> Cohort:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file '{path}'")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+    except (ValueError, pd.errors.ParserError) as error:  # also undecodable bytes, and a file without a line
+        raise SectionError(
+            f"'{path}' is not a readable csv ({error}); save it as UTF-8, comma-separated text"
+        ) from error
     table.columns = pd.Index([str(name).strip() for name in table.columns])
     _check_columns(path, list(table.columns))
     if table.empty:
@@ -124,9 +129,12 @@ def _mpp(where: str, given: str) -> float | None:
     if not given:
         return None
     try:
-        return float(given)
-    except ValueError as error:
-        raise SectionError(f"{where}: mpp is {given!r}; expected a number of µm per px, such as 0.5") from error
+        mpp = float(given)
+    except ValueError:
+        mpp = 0.0
+    if not 0 < mpp < float("inf"):
+        raise SectionError(f"{where}: mpp is {given!r}; expected a number of µm per px above 0, such as 0.5")
+    return mpp
 
 
 def _only(where: str, platform: str | None, expected: str, data: Path) -> None:

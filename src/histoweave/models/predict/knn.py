@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from histoweave.batch import Batch, Card, Dims, FeedLike, Needs
+from histoweave.models._checks import at_least
 from histoweave.models._losses import masked_mse
 
 
@@ -19,7 +20,7 @@ class KNN(nn.Module):
 
     def __init__(self, dims: Dims, *, k: int = 50) -> None:
         super().__init__()
-        self.needs, self.k = Needs.EMB, k
+        self.needs, self.k = Needs.EMB, at_least("k", k, 1)
         self.register_buffer("keys", torch.zeros(1, dims.emb))  # (n, d), unit length
         self.register_buffer("values", torch.zeros(1, dims.genes))  # (n, g)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from histoweave.batch import Batch, Card, Dims, FeedLike, Needs
+from histoweave.models._checks import at_least
 from histoweave.models._losses import masked_mse
 
 WALK = 4096  # spots per step when the feed is walked
@@ -71,7 +72,7 @@ class Ridge(nn.Module):
     def __init__(self, dims: Dims, *, components: int = 256, alphas: tuple[float, ...] = ()) -> None:
         super().__init__()
         self.needs = Needs.EMB
-        self.components = components
+        self.components = at_least("components", components, 1)
         self.alphas = tuple(alphas) or tuple(10.0 ** (e / 2) for e in range(-6, 9))
         self.register_buffer("coef", torch.zeros(dims.emb, dims.genes))
         self.register_buffer("intercept", torch.zeros(dims.genes))
@@ -171,6 +172,7 @@ class Shuffled(Ridge):
     )
 
     def target(self, batch: Batch) -> Tensor:
-        """The targets of other spots of the batch (b, g), in an order fixed by the batch size."""
-        order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(len(batch)))
-        return batch.y[order.to(batch.y.device)]
+        """The targets of other spots of the batch (b, g), in an order fixed by the number of those that count."""
+        rows = torch.nonzero(batch.y_mask.all(dim=1)).squeeze(1)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(len(rows)))
+        return batch.y.index_copy(0, rows, batch.y[rows[order.to(rows.device)]])

@@ -1,0 +1,56 @@
+"""What would fail in the first cell of a benchmark, or pass in silence, is refused before anything is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from histoweave.batch import Needs
+from histoweave.models import needs_of, parse
+from histoweave.pp.genes import check_recipe
+from histoweave.train import load_recipe
+from histoweave.view import MIN_SPOTS
+
+if TYPE_CHECKING:
+    from histoweave.bench.benchmark import Benchmark
+
+_EMB = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
+
+
+def check_settings(benchmark: Benchmark) -> None:
+    """`ValueError` for settings that cannot be run on the cohort; no counts are looked at."""
+    if not benchmark.seeds or not (benchmark.models or benchmark.controls):
+        raise ValueError(
+            f"{len(benchmark.seeds)} seeds and {len(benchmark.models) + len(benchmark.controls)} models: nothing to run; "
+            "give at least one of each (`--seeds 1 --models ridge`)"
+        )
+    if isinstance(benchmark.view.panel, str):
+        check_recipe(benchmark.view.panel, benchmark.view.among or benchmark.cohort.genes("common"))
+    if benchmark.ensemble:
+        _check_ensemble(benchmark)
+    few = [section.id for section in benchmark.cohort if section.n < MIN_SPOTS]
+    if (
+        few
+        and benchmark.view.standardize in ("section", "both")
+        and any(embeds(model, benchmark.recipe) for model in benchmark.all_models())
+    ):
+        raise ValueError(
+            f"standardize={benchmark.view.standardize!r} needs at least {MIN_SPOTS} spots in every section; "
+            f"{len(few)} have fewer ({', '.join(few[:8])}). Use standardize='train', or leave them out (`--sections`)"
+        )
+
+
+def _check_ensemble(benchmark: Benchmark) -> None:
+    fewest = min(len(benchmark.cohort.subset(split.train).patients) for split in benchmark.splits)
+    if not 2 <= benchmark.ensemble <= fewest:
+        raise ValueError(
+            f"ensemble={benchmark.ensemble}; expected 0 (one fit), or 2 to {fewest}: every member stops on patients of "
+            "its own, and the smallest training side has that many"
+        )
+    if benchmark.protocol == "paper":
+        raise ValueError("an ensemble stops on training patients, protocol='paper' on the test fold; drop one")
+
+
+def embeds(model: str, recipe: str) -> bool:
+    """Whether a model with its recipe reads what the frozen encoder makes."""
+    name, args = parse(model)
+    return bool(needs_of(name, load_recipe(name, recipe).args | args) & _EMB)
