@@ -16,10 +16,10 @@ from statistics import median
 from typing import Any, Literal
 
 Run = Callable[[], Iterable[Any]]
-Same = Callable[[Iterable[Any], Iterable[Any]], str]  # in what they agree; Disagreement where they do not
+Same = Callable[[Sequence[Any], Sequence[Any]], str]  # in what they agree; Disagreement where they do not
 
+SPARE = 2.0  # s; a case that takes less gets more rounds
 _SHORTEST = 0.02  # s; quicker runs are timed several at a time, or the clock's own noise would show
-_SPARE = 2.0  # s; a case that takes less gets more rounds
 _MOST = 21  # rounds
 
 
@@ -89,22 +89,44 @@ def drain(items: Iterable[Any]) -> None:
     deque(items, maxlen=0)
 
 
-def measure(case: Case, rounds: int) -> Measured:
-    """Compare the ways of a case, then time them in turn, in at least `rounds` rounds that each start elsewhere.
+def compare(case: Case) -> tuple[list[str], dict[str, float]]:
+    """Run every way once: in what each pair agrees ("" where nothing is to be compared), and the seconds of each way.
 
     Raises
     ------
     Disagreement
         If ways that should give the same result do not.
     """
-    agreement = [
-        "" if pair.same is None else pair.same(case.ways[pair.ours](), case.ways[pair.theirs]()) for pair in case.pairs
-    ]
+    wanted = {name for pair in case.pairs if pair.same is not None for name in (pair.ours, pair.theirs)}
+    kept: dict[str, list[Any]] = {}
+    seconds = {}
+    for name, way in case.ways.items():
+        begin = time.perf_counter()
+        if name in wanted:
+            kept[name] = list(way())
+        else:
+            drain(way())
+        seconds[name] = time.perf_counter() - begin
+    agreement = ["" if pair.same is None else pair.same(kept[pair.ours], kept[pair.theirs]) for pair in case.pairs]
+    return agreement, seconds
+
+
+def measure(case: Case, rounds: int, *, spare: float = SPARE) -> Measured:
+    """Compare the ways of a case, then time them in turn, in at least `rounds` rounds that each start elsewhere.
+
+    As long as a case has taken less than `spare` seconds it gets more rounds, up to 21.
+
+    Raises
+    ------
+    Disagreement
+        If ways that should give the same result do not.
+    """
+    agreement, first = compare(case)
     names = list(case.ways)
-    number = {name: max(1, math.ceil(_SHORTEST / _seconds(case.ways[name], 1))) for name in names}
+    number = {name: max(1, math.ceil(_SHORTEST / first[name])) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     begin, done = time.perf_counter(), 0
-    while done < rounds or (done < _MOST and time.perf_counter() - begin < _SPARE):
+    while done < rounds or (done < _MOST and time.perf_counter() - begin < spare):
         start = done % len(names)
         for name in names[start:] + names[:start]:
             seconds[name].append(_seconds(case.ways[name], number[name]))

@@ -38,17 +38,20 @@ class Close:
     tolerance: float
 
     def __call__(self, ours: Iterable[Any], theirs: Iterable[Any]) -> str:
-        largest = 0.0
-        for first, second in zip(ours, theirs, strict=True):
-            a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-            if a.shape != b.shape:
-                raise Disagreement(f"results of shapes {a.shape} and {b.shape}")
-            if not np.isfinite(a).all():
-                raise Disagreement("results that are not finite")
-            largest = max(largest, float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max(initial=0.0)))
-        if not largest <= self.tolerance:
+        largest = [self._difference(a, b) for a, b in zip(ours, theirs, strict=True)]
+        if not largest:
+            raise Disagreement("there is nothing to compare")
+        worst = max(largest)
+        return "same values" if worst == 0 else f"within {worst:.0e}"
+
+    def _difference(self, ours: Any, theirs: Any) -> float:
+        a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+        if a.shape != b.shape:
+            raise Disagreement(f"results of shapes {a.shape} and {b.shape}")
+        largest = float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max(initial=0.0))
+        if not largest <= self.tolerance:  # also where either is NaN
             raise Disagreement(f"results differ by {largest:.2g}, more than {self.tolerance:g}")
-        return "same values" if largest == 0 else f"within {largest:.0e}"
+        return largest
 
 
 # -- feed ---------------------------------------------------------------------------------------------------------
@@ -118,13 +121,13 @@ def _features(rng: np.random.Generator, xy: np.ndarray, width: int) -> SectionFe
     tiles = lay_tiles(xy, PITCH, PITCH, CONTEXT, (extent, extent))
     assert tiles.index is not None
     low, high = tiles.centres - PITCH / 2, tiles.centres + PITCH / 2
-    inside = ((low >= 0) & (high <= extent)).all(axis=1)
+    inside = np.all((low >= 0) & (high <= extent), axis=1)
     values = rng.normal(size=(len(tiles.centres), width)).astype(np.float16)
     n = len(xy)
     return SectionFeatures(emb=values[:n], ctx=values[n:], ctx_index=tiles.index, ctx_mask=inside[tiles.index])
 
 
-class SpotDicts(Dataset):  # type: ignore[type-arg]
+class SpotDicts(Dataset[dict[str, Tensor]]):
     """The idiom: an item is the dict of one spot, gathered and standardised by itself, its section found by walking.
 
     `kind` is the type in which the embeddings lie in memory.

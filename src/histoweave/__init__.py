@@ -33,6 +33,7 @@ _PUBLIC = {
     "Holdout": "histoweave.data.holdout:Holdout",
     "Split": "histoweave.data.split:Split",
     "external_split": "histoweave.commands:external_split",
+    "prefixed": "histoweave.commands:prefixed",
     "from_table": "histoweave.data.split:from_table",
     "k_fold": "histoweave.data.split:k_fold",
     "leave_one_out": "histoweave.data.split:leave_one_out",

@@ -75,7 +75,9 @@ class ViewSettings:
         from histoweave.view import View
 
         window = (
-            Window(px=self.window_px, out=self.out_px) if self.window_px else Window(um=self.window_um, out=self.out_px)
+            Window(px=self.window_px, out=self.out_px)
+            if self.window_px is not None
+            else Window(um=self.window_um, out=self.out_px)
         )
         return View(
             target=Target.parse(self.target),

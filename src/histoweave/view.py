@@ -151,7 +151,14 @@ def lattice_rc(section: Section) -> np.ndarray:
 
 def divisor(target: Target, section: Section) -> np.ndarray:
     """What the target divides counts by (n,): the library, or the size factors given with the data."""
-    return section.spots.obs[K.SIZE_FACTOR].to_numpy(dtype=np.float64) if target.library == "given" else section.library
+    if target.library != "given":
+        return section.library
+    if K.SIZE_FACTOR not in section.spots.obs:
+        raise ValueError(
+            f"target '{target}' divides by given size factors, and section {section.id!r} has none; give them as the "
+            f"column {K.SIZE_FACTOR!r} of its spots, or use another target, such as 'log1p-cpm'"
+        )
+    return section.spots.obs[K.SIZE_FACTOR].to_numpy(dtype=np.float64)
 
 
 def smoothing(target: Target, section: Section) -> np.ndarray | None:

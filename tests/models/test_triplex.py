@@ -163,3 +163,15 @@ def test_runs_in_bfloat16() -> None:
         loss, _ = made.loss(batch)
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in made.parameters())
+
+
+def test_heads_may_start_at_the_training_mean() -> None:
+    class Feed:
+        def y_mean(self) -> torch.Tensor:
+            return torch.arange(5.0)
+
+    for start, expected in (("mean", torch.arange(5.0)), ("random", None)):
+        model = Triplex(Dims(genes=5, emb=8), width=16, depth=1, heads=2, trunk="frozen", start=start)
+        before = model.heads["fused"].bias.detach().clone()
+        model.index(Feed())
+        assert torch.equal(model.heads["fused"].bias, before if expected is None else expected)

@@ -303,6 +303,7 @@ def test_a_model_refuses_embeddings_of_other_weights(run: Run, cohort: Path) -> 
         (["--standardize", "section"], "at least 50 spots in every section; 3 have fewer (s0, s1, s2)"),
         (["--standardize", "sectoin"], "'section'"),
         (["--window-um", "0"], "has to be positive"),
+        (["--window-px", "0"], "has to be positive"),
         (["--device", "cuba"], "device 'cuba' cannot be used"),
         (["--threads", "0"], "expected 1 or more"),
         (["--max-hours", "0"], "--max-hours"),

@@ -37,6 +37,7 @@ from histoweave.train import Learner, load_recipe
 from histoweave.view import View
 
 Progress = Callable[[int, int, str], None]
+RESULTS = 1  # to be raised with any change that moves numbers: cells of older code are then not taken
 CONTROLS = ("mean", "ridge", "knn", "shuffled")
 _IMAGE = Needs.WINDOW | Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
 
@@ -169,7 +170,7 @@ class Benchmark:
             "hide": repr(self.hide),
             "ensemble": self.ensemble,
             "trunk": self.trunk_weights and file_digest(Path(self.trunk_weights)),
-            "versions": versions(),
+            "versions": versions() | {"results": RESULTS},
             "panel": None if isinstance(view.panel, str) else view.panel.digest,
         }
         made = []
@@ -291,6 +292,8 @@ class Benchmark:
             if not isinstance(self.hide, Everything):
                 mask &= holdout.hidden(section)[:, section.genes.get_indexer(genes)].toarray()
             here = (prediction.obs[K.SECTION] == section.id).to_numpy()
+            if list(prediction.obs_names[here]) != [f"{section.id}/{name}" for name in section.spots.obs_names]:
+                raise RuntimeError(f"predictions of section {section.id!r} are not in the order of its spots")
             frame, _ = section_metrics(truth, prediction.X[here], mask, genes=genes)
             parts.append(
                 to_rows(

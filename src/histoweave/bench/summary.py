@@ -298,6 +298,8 @@ def notes(report: Report) -> list[str]:
         found.append(
             f"Controls left out, because sections have no image: {', '.join(report.card['controls_left_out'])}."
         )
+    if "ridge" not in report.models:
+        found.append("Ridge did not run: there is no test against it, and no pcc_50.")
     weak = int((~report.genes["reliable"]).sum())
     if weak:
         found.append(

@@ -99,15 +99,8 @@ def make_tissue(rng: Generator, frame: Frame, sites_um: np.ndarray) -> Tissue:
     fields["tissue"] = tissue
     fields["fat"], fields["septum"] = _adipocytes(rng, frame, fields["fat"])
     nuclei = _nuclei(rng, frame, fields, _cellularity(rng, frame, sites_um))
-    return Tissue(
-        frame=frame,
-        fields=fields,
-        margin_um=margin_um,
-        margin_box_um=margin_box_um,
-        axis=axis,
-        inside=inside,
-        nuclei=nuclei,
-    )
+    return Tissue(frame=frame, fields=fields, margin_um=margin_um, margin_box_um=margin_box_um, axis=axis,
+                  inside=inside, nuclei=nuclei)
 
 
 def composition(tissue: Tissue, xy_um: np.ndarray) -> np.ndarray:
@@ -222,12 +215,10 @@ def _structures(
     turn = rng.uniform(0, 2 * np.pi, m)[owner] + 2 * np.pi * (np.arange(len(owner)) - _starts(number)) / number[owner]
     acini = centre[owner] + orbit[owner, None] * np.c_[np.cos(turn), np.sin(turn)]
     normal, nest = (is_gland & ~tumour)[owner], tumour[owner]
-    fields = {
-        "gland": _stamp(rng, frame, acini[normal], radius[owner][normal], 0.05),
-        "tumour": _stamp(rng, frame, acini[nest], 1.12 * radius[owner][nest], 0.17),
-        "lymphocyte": _stamp(rng, frame, centre[is_lymph], tile * rng.uniform(0.2, 0.44, is_lymph.sum()), 0.13),
-        "fat": _stamp(rng, frame, centre[is_fat], tile * rng.uniform(0.32, 0.48, is_fat.sum()), 0.10),
-    }
+    fields = {"gland": _stamp(rng, frame, acini[normal], radius[owner][normal], 0.05),
+              "tumour": _stamp(rng, frame, acini[nest], 1.12 * radius[owner][nest], 0.17),
+              "lymphocyte": _stamp(rng, frame, centre[is_lymph], tile * rng.uniform(0.2, 0.44, is_lymph.sum()), 0.13),
+              "fat": _stamp(rng, frame, centre[is_fat], tile * rng.uniform(0.32, 0.48, is_fat.sum()), 0.10)}
     wall = np.clip(0.30 * _stamp_value(frame, acini[normal], radius[owner][normal]), 6.0, 15.0)
     fields["lumen"] = fields["gland"] - wall
     reach = radius[owner][nest].repeat(2)[:, None]

@@ -127,11 +127,8 @@ def _padded(pixels: np.ndarray, box: Sequence[float], seen: Sequence[float]) -> 
     """Pixels of the part `seen` of a box, filled up with white to the whole box."""
     fx = pixels.shape[1] / max(seen[1] - seen[0], 1e-9)
     fy = pixels.shape[0] / max(seen[3] - seen[2], 1e-9)
-    pad = [
-        (round((seen[2] - box[2]) * fy), round((box[3] - seen[3]) * fy)),
-        (round((seen[0] - box[0]) * fx), round((box[1] - seen[1]) * fx)),
-        (0, 0),
-    ]
+    pad = [(round((seen[2] - box[2]) * fy), round((box[3] - seen[3]) * fy)),
+           (round((seen[0] - box[0]) * fx), round((box[1] - seen[1]) * fx)), (0, 0)]
     return np.pad(pixels, pad, constant_values=255)
 
 
@@ -181,14 +178,7 @@ def marker_map(
 
 
 def error_map(
-    plate: Plate,
-    gene: str,
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    *,
-    model: str,
-    pcc: float = math.nan,
-    units: str = "",
+    plate: Plate, gene: str, truth: np.ndarray, prediction: np.ndarray, *, model: str, pcc: float = math.nan, units: str = ""
 ) -> Figure:
     """Truth, prediction and their difference (prediction - truth, on a scale centred at 0) of one gene over a section.
 
@@ -198,20 +188,15 @@ def error_map(
     error = np.asarray(prediction, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
     most = float(np.nanpercentile(np.abs(error), _ROBUST[1])) or 1.0
     signed = Normalize(-most, most)
-    panels = [
-        ("measured", truth, EXPRESSION, norm),
-        (_titled(model, pcc), prediction, EXPRESSION, norm),
-        ("predicted − measured", error, ERROR, signed),
-    ]
+    panels = [("measured", truth, EXPRESSION, norm), (_titled(model, pcc), prediction, EXPRESSION, norm),
+              ("predicted − measured", error, ERROR, signed)]
     figure, axes, strip = _grid(plate, 3)
     for ax, (name, values, cmap, scale) in zip(axes, panels, strict=True):
         draw_spots(ax, plate, values, cmap, scale)
         _dress(ax, plate, name)
     _scale_bar(axes[0], plate)
-    for ax, cmap, scale, label, of in (
-        (axes[1], EXPRESSION, norm, units, [truth, prediction]),
-        (axes[2], ERROR, signed, "error, same units", [error]),
-    ):
+    for ax, cmap, scale, label, of in ((axes[1], EXPRESSION, norm, units, [truth, prediction]),
+                                       (axes[2], ERROR, signed, "error, same units", [error])):
         at = ax.get_position()
         _colour_strip(figure, (at.x0 + 0.04 * at.width, strip[1], 0.92 * at.width, strip[3]), cmap, scale, label, of)
     return figure
@@ -231,9 +216,7 @@ def draw_spots(ax: Axes, plate: Plate, values: np.ndarray, cmap: str, norm: Norm
     """Spots as discs of their physical size in data coordinates; spots without a value are empty rings."""
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (len(plate.xy),):
-        raise ValueError(
-            f"{values.shape} values were given for the {len(plate.xy)} spots of the plate; expected one each"
-        )
+        raise ValueError(f"{values.shape} values were given for the {len(plate.xy)} spots of the plate; expected one each")
     known = np.isfinite(values)
     width = _wide(ax) * 72 / (plate.box[1] - plate.box[0])  # pt per px
     edge = 0.25 if plate.diameter * width > 4 else 0.0  # a rim would hide what is smaller
@@ -246,9 +229,8 @@ def draw_spots(ax: Axes, plate: Plate, values: np.ndarray, cmap: str, norm: Norm
 
 def _discs(ax: Axes, plate: Plate, xy: np.ndarray, **looks: object) -> EllipseCollection:
     side = np.full(len(xy), plate.diameter)
-    discs = EllipseCollection(
-        side, side, np.zeros(len(xy)), units="xy", offsets=xy, offset_transform=ax.transData, **looks
-    )
+    discs = EllipseCollection(side, side, np.zeros(len(xy)), units="xy", offsets=xy, offset_transform=ax.transData,
+                              **looks)
     discs.set_rasterized(True)
     ax.add_collection(discs, autolim=False)
     return discs
@@ -268,17 +250,8 @@ def _draw_labels(ax: Axes, plate: Plate) -> None:
         _discs(ax, plate, plate.xy[plate.labels.codes == code], linewidths=0, facecolors=LABELS[code])
         ax.plot([], [], "o", mfc=LABELS[code], mec="none", ms=5, label=name)
     _discs(ax, plate, plate.xy[plate.labels.codes < 0], linewidths=0.35, edgecolors=_EMPTY, facecolors="none")
-    legend = ax.legend(
-        loc="upper left",
-        bbox_to_anchor=(-0.02, -0.04 / _tall(ax)),
-        frameon=False,
-        fontsize=7,
-        labelcolor=INK,
-        handletextpad=0.1,
-        borderpad=0,
-        labelspacing=0.35,
-        handlelength=1.2,
-    )
+    legend = ax.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.04 / _tall(ax)), frameon=False, fontsize=7, labelcolor=INK,
+                       handletextpad=0.1, borderpad=0, labelspacing=0.35, handlelength=1.2)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -355,32 +328,19 @@ def _scale_bar(ax: Axes, plate: Plate) -> None:
     length = um / plate.um_per_px / (right - left)
     y = -0.09 / _tall(ax)
     ax.plot([0, length], [y, y], color=INK, lw=1.6, solid_capstyle="butt", transform=ax.transAxes, clip_on=False)
-    ax.text(
-        length + 0.03,
-        y,
-        f"{um / 1000:g} mm" if um >= 1000 else f"{um} µm",
-        fontsize=7.5,
-        color=INK,
-        va="center",
-        transform=ax.transAxes,
-    )
+    ax.text(length + 0.03, y, f"{um / 1000:g} mm" if um >= 1000 else f"{um} µm", fontsize=7.5, color=INK, va="center",
+            transform=ax.transAxes)
 
 
 def _colour_strip(
-    figure: Figure,
-    place: tuple[float, float, float, float],
-    cmap: str,
-    norm: Normalize,
-    label: str,
+    figure: Figure, place: tuple[float, float, float, float], cmap: str, norm: Normalize, label: str,
     values: Sequence[np.ndarray],
 ) -> None:
     """A horizontal colour scale with its units; arrows where values lie beyond it."""
     low = any(np.nanmin(v) < norm.vmin for v in values)
     high = any(np.nanmax(v) > norm.vmax for v in values)
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((low, high), "neither")
-    bar = figure.colorbar(
-        ScalarMappable(norm, cmap), cax=figure.add_axes(place), orientation="horizontal", extend=extend
-    )
+    bar = figure.colorbar(ScalarMappable(norm, cmap), cax=figure.add_axes(place), orientation="horizontal", extend=extend)
     bar.outline.set(edgecolor=LINE, linewidth=0.5)
     bar.ax.tick_params(labelsize=7.5, length=2, width=0.5, color=MUTED, labelcolor=INK, pad=2)
     bar.locator = MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10])

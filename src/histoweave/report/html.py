@@ -153,7 +153,7 @@ def _checked_genes(report: Report, genes: Sequence[str] | None) -> list[str]:
             close = get_close_matches(gene, known, n=1)
             raise ValueError(
                 f"gene {gene!r} was not scored in this run"
-                + (f"; did you mean {close[0]!r}?" if close else "")
+                + (f"; did you mean {close[0]!r}?" if close else ".")
                 + f" It scored {len(known)} genes, among them {', '.join(known[:5])}"
             )
     return chosen

@@ -335,6 +335,7 @@ def load_predictor(
     learner.rung, learner.expected, learner.expected_note = card["inner_split"], accuracy, card["expected_accuracy"]
     learner.max_context, learner.spacing = card["max_context"], card["spacing"]
     learner.encoder_digest = (card["encoder"] or {}).get("digest")
+    learner.trunk_weights = None if card["trunk"] == "random" else card["trunk"]
     kept: dict[str, np.ndarray] = {
         key: tensors[f"view/{key}"].numpy() for key in ("shift", "scale") if f"view/{key}" in tensors
     }

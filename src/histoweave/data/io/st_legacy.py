@@ -59,8 +59,7 @@ class SectionFiles:
         found: list[Path] = getattr(self, kind)
         if len(found) > 1:
             raise SectionError(
-                f"section {id!r} has {len(found)} files of kind {kind!r}: "
-                + ", ".join(f"'{path}'" for path in found)
+                f"section {id!r} has {len(found)} files of kind {kind!r}: " + ", ".join(f"'{path}'" for path in found)
                 + "; keep one of them, or list the sections in a samples.csv"
             )
         return found[0] if found else None
@@ -121,17 +120,9 @@ def read_st_section(
         if path is not None:
             obs[name] = _by_lattice(Path(path), rc, id=id)
     return make_section(
-        id=id,
-        patient=patient,
-        counts=table.counts[row],
-        genes=table.columns,
-        xy=xy,
-        platform="st",
-        um_per_px=scale,
-        image=None if image is None else SlideImage.open(image, um_per_px=scale),
-        array_rc=rc,
-        names=[table.rows[i] for i in row],
-        obs=obs,
+        id=id, patient=patient, counts=table.counts[row], genes=table.columns, xy=xy, platform="st", um_per_px=scale,
+        image=None if image is None else SlideImage.open(image, um_per_px=scale), array_rc=rc,
+        names=[table.rows[i] for i in row], obs=obs,
     )
 
 
@@ -168,26 +159,13 @@ def read_st_folder(
         counts, spots = found.one("counts", id), found.one("spots", id)
         if counts is None or spots is None:
             raise SectionError(f"section {id!r}: no spot file; expected '{id}_selection.tsv' below '{folder}'")
-        read.append(
-            read_st_section(
-                counts,
-                spots,
-                found.one("image", id),
-                id=id,
-                patient=patient_of(id, rule),
-                um_per_px=um_per_px,
-                labels=found.one("labels", id),
-                clusters=found.one("clusters", id),
-            )
-        )
+        read.append(read_st_section(
+            counts, spots, found.one("image", id), id=id, patient=patient_of(id, rule), um_per_px=um_per_px,
+            labels=found.one("labels", id), clusters=found.one("clusters", id),
+        ))
     cohort = Cohort(read)
-    log.info(
-        "%d sections of %d patients in '%s': %s",
-        len(cohort),
-        len(cohort.patients),
-        folder,
-        ", ".join(f"{section.id} → {section.patient}" for section in cohort),
-    )
+    log.info("%d sections of %d patients in '%s': %s", len(cohort), len(cohort.patients), folder,
+             ", ".join(f"{section.id} → {section.patient}" for section in cohort))
     return cohort
 
 
@@ -246,29 +224,17 @@ def read_spots(path: str | Path, *, id: str) -> pd.DataFrame:
             given = given[kept]
         x, y = (given[name].to_numpy(dtype=np.float64) for name in names)
         px, py = given["pixel_x"], given["pixel_y"]
-    table = pd.DataFrame(
-        {
-            "row": np.rint(y),
-            "col": np.rint(x),
-            "fine_x": x,
-            "fine_y": y,
-            "pixel_x": np.asarray(px, dtype=np.float64),
-            "pixel_y": np.asarray(py, dtype=np.float64),
-        }
-    )
+    table = pd.DataFrame({"row": np.rint(y), "col": np.rint(x), "fine_x": x, "fine_y": y,
+                          "pixel_x": np.asarray(px, dtype=np.float64), "pixel_y": np.asarray(py, dtype=np.float64)})
     nowhere = ~np.isfinite(table[["row", "col"]].to_numpy()).all(axis=1)
     if nowhere.any():
-        raise SectionError(
-            f"section {id!r}: {int(nowhere.sum())} lines of '{path}' have no lattice "
-            f"position (first: line {int(np.flatnonzero(nowhere)[0]) + 2}); drop them"
-        )
+        raise SectionError(f"section {id!r}: {int(nowhere.sum())} lines of '{path}' have no lattice "
+                           f"position (first: line {int(np.flatnonzero(nowhere)[0]) + 2}); drop them")
     repeated = table.duplicated(["row", "col"])
     if repeated.any():
         twice = [f"{int(c)}x{int(r)}" for r, c in table.loc[repeated, ["row", "col"]].to_numpy()[:5]]
-        raise SectionError(
-            f"section {id!r}: spot file '{path}' names {int(repeated.sum())} spots twice "
-            f"({', '.join(twice)}); keep one line of each"
-        )
+        raise SectionError(f"section {id!r}: spot file '{path}' names {int(repeated.sum())} spots twice "
+                           f"({', '.join(twice)}); keep one line of each")
     return table
 
 
@@ -277,10 +243,8 @@ def split_keys(keys: list[str], *, where: str) -> tuple[np.ndarray, np.ndarray]:
     parts = pd.Series(keys, dtype=object).str.extract(KEY)
     bad = parts.isna().any(axis=1)
     if bad.any():
-        raise SectionError(
-            f"{where}: {int(bad.sum())} spot names are not of the form '12x34' (for example "
-            f"{keys[int(np.flatnonzero(bad)[0])]!r})"
-        )
+        raise SectionError(f"{where}: {int(bad.sum())} spot names are not of the form '12x34' (for example "
+                           f"{keys[int(np.flatnonzero(bad)[0])]!r})")
     return parts[0].to_numpy(dtype=np.float64), parts[1].to_numpy(dtype=np.float64)
 
 
@@ -294,10 +258,8 @@ def patient_of(id: str, rule: PatientRule) -> str:
         return str(rule[id])
     match = re.search(rule, id)
     if match is None or not any(match.groups()):
-        raise SectionError(
-            f"section {id!r}: no patient found by the rule {rule!r}; give `patient=` a regular "
-            "expression with a group, a function or a table, or list the sections in a samples.csv"
-        )
+        raise SectionError(f"section {id!r}: no patient found by the rule {rule!r}; give `patient=` a regular "
+                           "expression with a group, a function or a table, or list the sections in a samples.csv")
     return next(group for group in match.groups() if group)
 
 
@@ -316,10 +278,8 @@ def wanted(ids: Iterable[str], with_image: set[str], sections: Iterable[str] | s
     for id in asked:
         if id not in known:
             near = difflib.get_close_matches(id, known, n=1)
-            raise SectionError(
-                f"there is no section {id!r} in '{where}'"
-                + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known[:8])} …")
-            )
+            raise SectionError(f"there is no section {id!r} in '{where}'" + (f"; did you mean {near[0]!r}?" if near else
+                               f"; there are {', '.join(known[:8])} …"))
     return [id for id in known if id in set(asked)]
 
 
@@ -333,13 +293,8 @@ def _stem(path: Path) -> str:
 def _kind(path: Path) -> tuple[str | None, str]:
     """What a file is, by its name, and the id of its section."""
     name = path.name
-    for kind, patterns in (
-        ("labels", (LABELS,)),
-        ("clusters", (CLUSTERS,)),
-        ("spots", SPOTS),
-        ("counts", (COUNTS,)),
-        ("image", (IMAGES,)),
-    ):
+    for kind, patterns in (("labels", (LABELS,)), ("clusters", (CLUSTERS,)), ("spots", SPOTS), ("counts", (COUNTS,)),
+                           ("image", (IMAGES,))):
         for pattern in patterns:
             if match := pattern.match(name):
                 return kind, match[1]
@@ -360,8 +315,7 @@ def _join(id: str, table: CountTable, where: pd.DataFrame, counts: Path, spots: 
         raise SectionError(
             f"section {id!r}: only {joined} of {len(left)} rows of '{counts}' and {len(right)} spots of '{spots}' "
             f"join; counts have {', '.join(repr(key) for key in table.rows[:3])} …, the spot file "
-            + ", ".join(f"'{c}x{r}'" for r, c in right[:3])
-            + " …. Do both belong to this section?"
+            + ", ".join(f"'{c}x{r}'" for r, c in right[:3]) + " …. Do both belong to this section?"
         )
     log.info("section %r: %d spots (counts %d, spot file %d)", id, joined, len(left), len(right))
     return np.flatnonzero(at >= 0), at[at >= 0]
@@ -385,8 +339,6 @@ def _by_lattice(path: Path, rc: np.ndarray, *, id: str) -> pd.Categorical:
     joined = known.reindex(pd.MultiIndex.from_arrays(rc.T)).to_numpy(dtype=object)
     found = ~pd.isna(joined)
     if len(known) and found.sum() < MIN_JOINED * min(len(known), len(rc)):
-        raise SectionError(
-            f"section {id!r}: only {int(found.sum())} of {len(rc)} spots are among the {len(known)} "
-            f"entries of '{path}'. Do both belong to this section?"
-        )
+        raise SectionError(f"section {id!r}: only {int(found.sum())} of {len(rc)} spots are among the {len(known)} "
+                           f"entries of '{path}'. Do both belong to this section?")
     return pd.Categorical(joined)

@@ -1,4 +1,7 @@
-"""TRIPLEX: a spot, its neighbourhood and its whole section, fused (Chung, Ha, Im and Lee, CVPR 2024)."""
+"""TRIPLEX: a spot, its neighbourhood and its whole section, fused (Chung, Ha, Im and Lee, CVPR 2024).
+
+Length: the paper's model with every switch of its ablation tables, in the one file that a paper gets.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from histoweave.batch import Batch, Card, Dims, Needs
+from histoweave.batch import Batch, Card, Dims, FeedLike, Needs
 from histoweave.models._checks import given, one_of
 from histoweave.models._layers import GridConv, Stack, square_packing
 from histoweave.models._losses import masked_mse
@@ -26,6 +29,7 @@ CHOICES = {
     "fusion": ("layer", "sum", "concat", "attention"),
     "query": ("mean-target", "learned"),
     "peg": ("apeg", "peg", "none"),
+    "start": ("random", "mean"),
     "legacy": ("ffn-width", "eval-dropout", "aux-mean-masked"),
 }
 Tokens = dict[str, tuple[Tensor, Tensor | None]]  # per branch: (b, k, d), (b, k)
@@ -64,6 +68,9 @@ class Triplex(nn.Module):
         branches have heads and losses at all (``alpha=0`` keeps these and drops only the agreement).
     augment, init
         Random flips and turns of windows in training; weights of the trunk.
+    start
+        ``"random"``: heads as the paper has them, predicting about 0 at first; ``"mean"``: their biases start at the
+        training mean, so that short training is not spent on finding it.
     legacy
         Defects of the authors' code to reproduce, by name (below).
 
@@ -112,18 +119,19 @@ class Triplex(nn.Module):
         detach: bool = True,
         auxiliary: bool = True,
         augment: bool = True,
+        start: Literal["random", "mean"] = "random",
         legacy: str | Sequence[str] = (),
         init: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.legacy = (legacy,) if isinstance(legacy, str) else tuple(legacy)
-        named = [("preset", preset), ("fusion", fusion), ("query", query), ("peg", peg)]
+        named = [("preset", preset), ("fusion", fusion), ("query", query), ("peg", peg), ("start", start)]
         for name, value in named + [("legacy", defect) for defect in self.legacy]:
             one_of(name, value, CHOICES[name])
         self.branches = [n for n, on in (("target", target), ("neighbor", neighbor), ("global", global_)) if on]
         if not self.branches or not 0 <= alpha <= 1:
             raise ValueError(f"branches={self.branches}, alpha={alpha}: expected a branch in use and 0 <= alpha <= 1")
-        self.alpha, self.detach, self.context = alpha, detach, context
+        self.alpha, self.detach, self.context, self.start = alpha, detach, context, start
         self.needs = _needs(self.branches, frozen=trunk == "frozen")
         fuse, whole, near = _sizes(width, PRESETS[preset], (depth, heads, ratio, dropout))
         if "ffn-width" in self.legacy:
@@ -141,6 +149,13 @@ class Triplex(nn.Module):
         self.heads = nn.ModuleDict({"fused": nn.Linear(self.fusion.out if self.fusion else width, dims.genes)})
         if self.fusion and auxiliary:
             self.heads.update({name: nn.Linear(width, dims.genes) for name in self.branches})
+
+    @torch.no_grad()
+    def index(self, feed: FeedLike) -> None:
+        """Starts the heads at the mean target (g,), where that was asked for."""
+        for name, bias in self.heads.named_parameters() if self.start == "mean" else ():
+            if name.endswith("bias"):
+                bias.copy_(feed.y_mean())
 
     def forward(self, batch: Batch) -> Tensor:
         """Predictions (b, g): those of the fused head."""
