@@ -13,7 +13,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +39,7 @@ class Sizes:
     image_spots: int = 19  # a side, 200 µm apart
     um_per_px: float = 1.0  # 19 spots of 200 px and the margin: about 4000 px
     window: int = 224  # px
-    embedded: int = 192  # windows
+    embedded: int = 96  # windows
     encoder: str = "efficientnet-lite0"
     feed_sections: int = 5
     feed_side: int = 40  # 5 × 40² = 8,000 spots
@@ -268,21 +268,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default=",".join(PARTS), help="parts joined by commas")
     parser.add_argument("--rounds", type=int, default=5, help="least number of interleaved rounds")
+    parser.add_argument("--windows", type=int, help=f"windows to embed; default {Sizes().embedded}, of --quick fewer")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, no real data: whether it runs, not how fast")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
-    if given.rounds < 1:
-        parser.error("--rounds: expected 1 or more")
+    for name in ("rounds", "windows"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            parser.error(f"--{name}: expected 1 or more")
     parts = given.only.split(",")
     if unknown := sorted(set(parts) - set(PARTS)):
         parser.error(f"--only: there are no parts {unknown}; expected some of {','.join(PARTS)}")
     command = "python -m benchmarks" + f" --rounds {given.rounds}" + " --quick" * given.quick
+    command += "" if given.windows is None else f" --windows {given.windows}"
     command += "" if given.only == ",".join(PARTS) else f" --only {given.only}"
+    sizes = QUICK if given.quick else Sizes()
+    sizes = sizes if given.windows is None else replace(sizes, embedded=given.windows)
     data = os.environ.get("HISTOWEAVE_DATA")
     print(
         run(
             given.out,
-            sizes=QUICK if given.quick else Sizes(),
+            sizes=sizes,
             parts=parts,
             rounds=given.rounds,
             spare=0.0 if given.quick else SPARE,

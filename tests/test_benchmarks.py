@@ -194,7 +194,7 @@ def test_a_part_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
 
 
-@pytest.mark.parametrize("wrong", [["--only", "smoothing,feeed"], ["--rounds", "0"]])
+@pytest.mark.parametrize("wrong", [["--only", "smoothing,feeed"], ["--rounds", "0"], ["--windows", "0"]])
 def test_what_is_not_there_is_refused(wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*wrong, "--out", str(tmp_path)])
@@ -202,6 +202,13 @@ def test_what_is_not_there_is_refused(wrong: list[str], tmp_path: Path, capsys: 
     with pytest.raises(ValueError, match=r"no parts \['feeed'\]"):
         run(tmp_path, sizes=QUICK, parts=["feeed"])
     assert not list(tmp_path.iterdir())
+
+
+def test_windows_to_embed_are_counted(tmp_path: Path) -> None:
+    main(["--quick", "--rounds", "1", "--only", "embedding", "--windows", "3", "--out", str(tmp_path)])
+    card = json.loads((tmp_path / "speed.json").read_text())
+    assert card["command"].endswith("--quick --windows 3 --only embedding")
+    assert [case["units"] for case in card["cases"]] == [3]
 
 
 def test_every_part_has_a_place_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
