@@ -15,7 +15,7 @@ import pytest
 import torch
 from benchmarks import clock
 from benchmarks.clock import Case, Disagreement, Pair, Spread, compare, measure
-from benchmarks.speed import PARTS, QUICK, main, run
+from benchmarks.speed import PARTS, QUICK, _verdict, main, run
 from benchmarks.speed_images import Pixels, Scene, Vectors, embedding, synthetic_scene, windows
 from benchmarks.speed_tables import Close, correlation, feed, reading, same_batches, smoothing
 from PIL import Image
@@ -202,6 +202,12 @@ def test_what_is_not_there_is_refused(wrong: list[str], tmp_path: Path, capsys: 
     with pytest.raises(ValueError, match=r"no parts \['feeed'\]"):
         run(tmp_path, sizes=QUICK, parts=["feeed"])
     assert not list(tmp_path.iterdir())
+
+
+def test_only_rounds_on_one_side_decide() -> None:
+    assert _verdict(Spread(0.9, 0.85, 1.0)).startswith("reached")
+    assert _verdict(Spread(0.8, 0.7, 0.84)).startswith("MISSED")
+    assert _verdict(Spread(0.9, 0.84, 1.0)).startswith("not decided")
 
 
 def test_windows_to_embed_are_counted(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_prediction_without_counts(run: tuple[Report, Cohort, Path], her2st_fold
     assert 0.7 * spots < made.n_obs < 1.4 * spots
     values = np.asarray(made.X[:])
     assert np.isfinite(values).all() and values.std(axis=0).max() > 0.01
-    assert made.var["cv_pcc"].notna().all() and (made.var["cv_pcc_n"] == 2).all()
+    # Each fold chose its own panel, so a gene was seen in the folds of one patient or of both.
+    assert made.var["cv_pcc"].notna().all() and set(made.var["cv_pcc_n"]) == {1, 2}
     assert "log10" in made.uns["histoweave"]["units"]
     made.file.close()
