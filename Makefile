@@ -47,7 +47,7 @@ lint: $(FULL)
 	$(PY) -m mypy
 
 bench: $(CORE)
-	$(PY) -m benchmarks
+	HISTOWEAVE_DATA="$(wildcard $(abspath $(DATA)))" $(PY) -m benchmarks
 
 clean:
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
