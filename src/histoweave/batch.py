@@ -25,6 +25,7 @@ class Needs(Flag):
     ARRAY_XY = auto()  # array_xy
     COUNTS = auto()  # counts, library
     PATIENT = auto()  # patient
+    PRIOR = auto()  # prior: what an earlier stage predicts
     SEQ = auto()  # seq: the batch is made of sequences of spots of one section; a spot may occur repeatedly
     WHOLE_SECTION = auto()  # a batch is one whole section
 
@@ -65,6 +66,8 @@ class Batch:
         Position in µm from the centre of the section, and distance to the edge of the tissue in µm.
     array_xy : (b, 2) int64
     counts, library : (b, g) float32, (b,) float32
+    prior : (b, g) float32
+        Predictions of the stage before; zeros where there is none.
     patient, seq : (b,) int64
     """
 
@@ -88,6 +91,7 @@ class Batch:
     array_xy: Tensor | None = None
     counts: Tensor | None = None
     library: Tensor | None = None
+    prior: Tensor | None = None
     patient: Tensor | None = None
     seq: Tensor | None = None
 
@@ -124,6 +128,10 @@ class Card:
         Published numbers, as ``{"her2st PCC(M)": 0.314}``.
     control
         Whether it is a control that every table shows.
+    retrieves
+        Whether it looks up expression of training spots.
+    wrong
+        What was wrong in the authors' public code, in a sentence; empty if nothing that changes a result is known.
     """
 
     title: str
@@ -133,6 +141,8 @@ class Card:
     licence: str = "no weights"
     published: dict[str, float] = field(default_factory=dict)
     control: bool = False
+    retrieves: bool = False
+    wrong: str = ""
 
 
 class FeedLike(Protocol):
@@ -147,13 +157,18 @@ class FeedLike(Protocol):
 
     def inner_fold(self) -> Tensor: ...
 
+    def inner_unit(self) -> Tensor: ...
+
+    def reading(self, needs: Needs, /) -> FeedLike: ...
+
 
 @runtime_checkable
 class SpotModel(Protocol):
     """A torch module over a batch; there is nothing to inherit but `torch.nn.Module`.
 
     It is built as ``cls(dims, **arguments)``, with explicit keyword arguments only. A model may also have
-    ``index(feed)``, called once before training with all training spots: reference banks, normal equations, means.
+    ``index(feed)``, called once before training with all training spots: reference banks, normal equations, means;
+    ``features(batch)`` (b, d), which lets it be the first stage of another; and ``hops``, how far its neighbours reach.
     """
 
     card: ClassVar[Card]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from histoweave.batch import Batch, Needs
 from histoweave.data.section import Cohort, Section
-from histoweave.data.split import InnerSplit, inner_split
+from histoweave.data.split import InnerSplit, inner_split, inner_units
 from histoweave.pp.lattice import lattice
 from histoweave.pp.neighbors import edge_distance, neighbours
 from histoweave.view import Features, FittedView, lattice_rc, section_moments
@@ -59,8 +59,10 @@ class Feed:
         self._section = torch.from_numpy(np.repeat(np.arange(len(cohort)), sizes)).to(self.device)
         self._rows = torch.arange(int(self._start[-1]), device=self.device)
         truths = [view.truth(section) for section in cohort]
-        self._y = self._stack([y for y, _ in truths])
         self._mask = self._stack([mask for _, mask in truths])
+        self._y = self._stack([y for y, _ in truths])
+        if view.center is not None:
+            self._y = (self._y - torch.from_numpy(view.center).to(self.device)) * self._mask
         self._fields = dict(self._spot_fields())
         if needs & _EMB:
             self._load_embeddings()
@@ -92,6 +94,17 @@ class Feed:
         """Fold of every walked spot (n,) on the highest rung that the cohort allows."""
         return torch.from_numpy(self.inner.fold).to(self.device)[self._rows]
 
+    def inner_unit(self) -> Tensor:
+        """What retrieval keeps apart, for every walked spot (n,): its patient, else section, else block of a section.
+
+        The highest rung on which the walked spots are not all one.
+        """
+        present = self._section[self._rows].unique()
+        _, unit = inner_units(self.cohort.subset([self.cohort.ids[s] for s in present.tolist()]))
+        units = torch.full((self.n_total,), -1, dtype=torch.long, device=self.device)
+        units[torch.isin(self._section, present)] = torch.from_numpy(unit).to(self.device)
+        return units[self._rows]
+
     @cached_property
     def inner(self) -> InnerSplit:
         """The inner split of the whole cohort."""
@@ -102,6 +115,13 @@ class Feed:
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
         part._rows = torch.nonzero(keep.to(self.device)).squeeze(1)
+        return part
+
+    def reading(self, needs: Needs) -> Feed:
+        """A feed over the same spots whose batches hold no more than these needs: windows are not gathered for nothing."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part.needs = self.needs & (needs | Needs.WHOLE_SECTION)
         return part
 
     # -- batches ------------------------------------------------------------------------------------------------
@@ -201,6 +221,13 @@ class Feed:
                 ),
             )
             yield "library", self._stack([s.library.astype(np.float32) for s in cohort])
+        if Needs.PRIOR in needs:
+            none = np.zeros((1, len(self.view.genes)), np.float32)
+            prior = [self._features[s.id].prior for s in cohort]
+            yield (
+                "prior",
+                self._stack([np.repeat(none, s.n, 0) if p is None else p for s, p in zip(cohort, prior, strict=True)]),
+            )
         if Needs.CTX_EXPR in needs or Needs.NBR in needs:
             self._near = self._neighbour_rows()
 

@@ -114,7 +114,8 @@ class View:
         if features and self.standardize in ("train", "both"):
             tables = [self._section_scaled(features[id], id) for id in train.ids]
             shift, scale = _moments(np.concatenate(tables))
-        return FittedView(view=view, genes=panel, trained_on=train.patients, shift=shift, scale=scale)
+        fitted = FittedView(view=view, genes=panel, trained_on=train.patients, shift=shift, scale=scale)
+        return replace(fitted, center=fitted.mean_of(train)) if self.target.delta else fitted
 
     def _section_scaled(self, features: SectionFeatures, id: str) -> np.ndarray:
         emb = np.asarray(features.emb, dtype=np.float32)
@@ -201,6 +202,8 @@ class FittedView:
         The patients whose sections taught it.
     shift, scale
         Embedding statistics of the training spots (d,), where the view standardizes by them.
+    center
+        Mean target of the training spots (g,), where models learn the difference from it.
     """
 
     view: View
@@ -208,6 +211,16 @@ class FittedView:
     trained_on: tuple[str, ...]
     shift: np.ndarray | None = None
     scale: np.ndarray | None = None
+    center: np.ndarray | None = None
+
+    def mean_of(self, train: Cohort) -> np.ndarray:
+        """Mean target per gene over the spots where it counts (g,), float32."""
+        total, count = np.zeros((2, len(self.genes)), dtype=np.float64)
+        for section in train:
+            y, mask = self.truth(section)
+            total += (y * mask).sum(axis=0, dtype=np.float64)
+            count += mask.sum(axis=0)
+        return (total / np.maximum(count, 1)).astype(np.float32)
 
     def truth(self, section: Section) -> tuple[np.ndarray, np.ndarray]:
         """Target values (n, g) float32 and where they count (n, g) bool; nothing counts without counts.

@@ -22,6 +22,7 @@ from histoweave.view import View
 ALL = list_models()
 BY_GRADIENT = [name for name in ALL if card_of(name).learns == "gradient"]
 FITTED = [name for name in ALL if card_of(name).learns in ("closed-form", "retrieval")]
+LOOKING_UP = [name for name in ALL if card_of(name).learns == "retrieval" or card_of(name).retrieves]
 ALWAYS = {"spot", "section", "y", "y_mask"}
 GIVES = {
     Needs.WINDOW: {"window"},
@@ -34,6 +35,7 @@ GIVES = {
     Needs.ARRAY_XY: {"array_xy"},
     Needs.COUNTS: {"counts", "library"},
     Needs.PATIENT: {"patient"},
+    Needs.PRIOR: {"prior"},
     Needs.SEQ: {"seq", "emb"},
     Needs.WHOLE_SECTION: set(),
 }
@@ -172,9 +174,10 @@ def test_save_and_load_give_the_same_predictions(
 
 @pytest.mark.parametrize("name", BY_GRADIENT)
 def test_sixteen_spots_can_be_learnt_by_heart(name: str, small: Phantom, view: View, shared_store: Store) -> None:
-    feed = feed_for(name, small.cohort, view, shared_store)
+    one = small.cohort[0]  # two patients with the same spots: what is looked up stands with the other one
+    feed = feed_for(name, Cohort([one, replace(one, id="twin", patient="twin")]), view, shared_store)
     chosen = torch.zeros(feed.n, dtype=torch.bool)
-    chosen[torch.arange(0, feed.n, feed.n // 16)[:16]] = True
+    chosen[torch.arange(0, one.n, one.n // 16)[:16]] = True
     part = feed.only(chosen)
     module = build(name, feed, dropout=False).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
@@ -194,6 +197,21 @@ def error(module: nn.Module, batch: Batch) -> float:
     with torch.no_grad():
         out: Tensor = module(batch)
     return float(((out - batch.y) ** 2).mean())
+
+
+@pytest.mark.parametrize("name", LOOKING_UP)
+def test_what_is_looked_up_changes_the_prediction(name: str, small: Phantom, view: View, shared_store: Store) -> None:
+    feed = feed_for(name, small.cohort, view, shared_store)
+    module = build(name, feed).eval()
+    batch = next(feed.batches(64))
+    before = module(batch)
+    state = module.state_dict()
+    kept = {key: value for key, value in module.named_buffers() if value.shape[-1:] == (batch.y.shape[1],)}
+    assert kept, "the expression that is looked up is a buffer (n, g)"
+    for key, value in kept.items():
+        state[key] = value + torch.randn(value.shape, generator=torch.Generator().manual_seed(2))
+    module.load_state_dict(state)
+    assert not torch.allclose(before, module(batch))
 
 
 @pytest.mark.parametrize("name", FITTED)

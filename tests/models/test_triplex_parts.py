@@ -10,6 +10,7 @@ from tests.models.triplex_batch import SIZES, TINY, close, count, make_batch, mo
 from torch import Tensor, nn
 
 from histoweave.batch import Batch, Dims
+from histoweave.models import blank
 from histoweave.models.predict.triplex import Triplex
 
 
@@ -199,3 +200,9 @@ def test_batches_are_checked() -> None:
         made(replace(batch, pool_rc=batch.pool_rc * 5000))
     with pytest.raises(ValueError, match="give an encoder"):
         Triplex(Dims(genes=6), **TINY)
+
+
+@pytest.mark.parametrize(("name", "number"), [("tem", 11_304_762), ("nem", 4_859_818), ("gem", 9_586_938)])
+def test_a_branch_alone_has_the_published_size(name: str, number: int) -> None:
+    model = blank(name, {}, Dims(genes=250, emb=512))
+    assert sum(p.numel() for p in model.parameters()) == number  # type: ignore[attr-defined]

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from histoweave.batch import Needs
-from histoweave.models import needs_of, parse
 from histoweave.pp.genes import check_recipe
-from histoweave.train import load_recipe
 from histoweave.view import MIN_SPOTS
 
 if TYPE_CHECKING:
     from histoweave.bench.benchmark import Benchmark
-
-_EMB = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
 
 
 def check_settings(benchmark: Benchmark) -> None:
@@ -31,7 +26,7 @@ def check_settings(benchmark: Benchmark) -> None:
     if (
         few
         and benchmark.view.standardize in ("section", "both")
-        and any(embeds(model, benchmark.recipe) for model in benchmark.all_models())
+        and any(benchmark.spec(model).embeds for model in benchmark.all_models())
     ):
         raise ValueError(
             f"standardize={benchmark.view.standardize!r} needs at least {MIN_SPOTS} spots in every section; "
@@ -48,9 +43,3 @@ def _check_ensemble(benchmark: Benchmark) -> None:
         )
     if benchmark.protocol == "paper":
         raise ValueError("an ensemble stops on training patients, protocol='paper' on the test fold; drop one")
-
-
-def embeds(model: str, recipe: str) -> bool:
-    """Whether a model with its recipe reads what the frozen encoder makes."""
-    name, args = parse(model)
-    return bool(needs_of(name, load_recipe(name, recipe).args | args) & _EMB)

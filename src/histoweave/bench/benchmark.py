@@ -25,21 +25,19 @@ from anndata import AnnData
 from histoweave import _keys as K
 from histoweave._repro import digest, file_digest, versions
 from histoweave.batch import Needs
-from histoweave.bench._checks import check_settings, embeds
+from histoweave.bench._checks import check_settings
 from histoweave.bench.metrics import section_metrics, to_rows
 from histoweave.data.holdout import Everything, Hide, Holdout
 from histoweave.data.section import Cohort, Section
 from histoweave.data.split import Split, k_fold
 from histoweave.data.store import Store
-from histoweave.models import card_of, needs_of, parse
 from histoweave.pp.genes import select_panel
-from histoweave.train import Learner, load_recipe
+from histoweave.train import Learner, Spec, resolve
 from histoweave.view import View
 
 Progress = Callable[[int, int, str], None]
 RESULTS = 1  # to be raised with any change that moves numbers: cells of older code are then not taken
 CONTROLS = ("mean", "ridge", "knn", "shuffled")
-_IMAGE = Needs.WINDOW | Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
 
 
 def section_digest(section: Section) -> str:
@@ -131,7 +129,7 @@ class Benchmark:
             raise ValueError(f"protocol={self.protocol!r}; expected 'strict' or 'paper'")
         check_settings(self)
         bare = [section.id for section in self.cohort if section.image is None]
-        looking = [model for model in self.models if self._looks(model)]
+        looking = [model for model in self.models if self.spec(model).sees]
         if bare and looking:
             raise ValueError(
                 f"{', '.join(looking)} look at images, and {len(bare)} of {len(self.cohort)} sections have "
@@ -142,7 +140,7 @@ class Benchmark:
     def all_models(self) -> tuple[str, ...]:
         """The models asked for and the controls that the data allow, controls first."""
         bare = any(section.image is None for section in self.cohort)
-        controls = [control for control in self.controls if not (bare and self._looks(control))]
+        controls = [control for control in self.controls if not (bare and self.spec(control).sees)]
         return tuple(dict.fromkeys([*controls, *self.models]))
 
     def left_out(self) -> tuple[str, ...]:
@@ -175,16 +173,17 @@ class Benchmark:
         }
         made = []
         for model in self.all_models():
-            recipe = load_recipe(parse(model)[0], self.recipe)
-            for seed in self.seeds if card_of(parse(model)[0]).learns == "gradient" else self.seeds[:1]:
+            spec = self.spec(model)
+            for seed in self.seeds if spec.trains else self.seeds[:1]:
                 for split in self.splits:
                     address = digest(
                         {
                             **shared,
-                            "encoder": view.make_encoder().digest if embeds(model, self.recipe) else None,
+                            "encoder": view.make_encoder().digest if spec.embeds else None,
                             "model": model,
                             "seed": seed,
-                            "recipe": recipe.to_dict(),
+                            "recipe": spec.recipe.to_dict(),
+                            "first": spec.first and spec.first.recipe.to_dict(),
                             "train": split.train,
                             "test": split.test,
                             "fold": split.name,
@@ -256,8 +255,8 @@ class Benchmark:
             # Members learn on parts of the training side, but predict the same genes in the same units.
             panel = select_panel(train, view.panel, candidates=view.among or train.genes("common"))
             view = replace(view, panel=panel, target=view.target.bind(len(train.genes("union"))))
-        trains = Needs.WINDOW in self._needs(cell.model) and card_of(parse(cell.model)[0]).learns == "gradient"
-        trunk = self.trunk_weights if trains else None
+        spec = self.spec(cell.model)
+        trunk = self.trunk_weights if spec.trains and Needs.WINDOW in spec.sees else None
 
         def learner(part: str) -> Learner:
             return Learner(
@@ -312,12 +311,9 @@ class Benchmark:
         prediction.obs[K.FOLD], prediction.obs[K.SPLIT] = cell.split.name, "test"
         return pd.concat(parts, ignore_index=True), prediction
 
-    def _needs(self, model: str) -> Needs:
-        name, args = parse(model)
-        return needs_of(name, load_recipe(name, self.recipe).args | args)
-
-    def _looks(self, model: str) -> bool:
-        return bool(self._needs(model) & _IMAGE)
+    def spec(self, model: str) -> Spec:
+        """A model of this benchmark with its recipe."""
+        return resolve(model, self.recipe)
 
 
 def _mean(predictions: list[AnnData]) -> AnnData:

@@ -16,8 +16,9 @@ from histoweave.data.section import Cohort, Section
 from histoweave.embed import SectionFeatures, encoder_card
 from histoweave.embed.context import lay_tiles
 from histoweave.feed import Feed
-from histoweave.models import card_of, create, needs_of, parse
-from histoweave.train import load_recipe
+from histoweave.models import create
+from histoweave.train import Spec
+from histoweave.train.spec import FROZEN
 from histoweave.view import CONTEXT, Features, View
 
 _TILES = CONTEXT * CONTEXT
@@ -75,27 +76,19 @@ def plan(benchmark: Benchmark, out: str | Path, *, device: str = "cpu") -> Plan:
     todo = [cell for cell in cells if not cell.done]
     needs = Needs.NONE
     for cell in todo:
-        name, args = parse(cell.model)
-        needs |= needs_of(name, load_recipe(name, benchmark.recipe).args | args)
+        needs |= benchmark.spec(cell.model).sees
     view = benchmark.view
     context = CONTEXT if Needs.CTX_EMB in needs else 0
-    windows = sum(_windows(section, view, context) for section in benchmark.cohort) if needs & _EMB else 0
+    windows = sum(_windows(section, view, context) for section in benchmark.cohort) if needs & FROZEN else 0
     embedding = windows / _throughput(view, device) if windows else 0.0
     steps: dict[str, float] = {}
     training = 0.0
     for cell in todo:
-        name, args = parse(cell.model)
-        if card_of(name).learns != "gradient":
-            continue
-        recipe = load_recipe(name, benchmark.recipe)
         if cell.model not in steps:
-            steps[cell.model] = _seconds_per_spot(benchmark, cell.model, device)
+            steps[cell.model] = _seconds_per_spot(benchmark, benchmark.spec(cell.model), device)
         spots = sum(benchmark.cohort[id].n for id in cell.split.train)
-        training += steps[cell.model] * spots * recipe.epochs * max(1, benchmark.ensemble)
+        training += steps[cell.model] * spots * max(1, benchmark.ensemble)
     return Plan(windows, embedding, training, len(cells), len(cells) - len(todo))
-
-
-_EMB = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
 
 
 def _windows(section: Section, view: View, context: int) -> int:
@@ -117,19 +110,24 @@ def _throughput(view: View, device: str) -> float:
     return _TRIAL / (time.perf_counter() - start)
 
 
-def _seconds_per_spot(benchmark: Benchmark, model: str, device: str) -> float:
-    """Time of a training step per spot, on the cohort's positions and counts and embeddings of zeros."""
-    name, given = parse(model)
-    recipe = load_recipe(name, benchmark.recipe)
-    args = recipe.args | given
-    needs = needs_of(name, args)
+def _seconds_per_spot(benchmark: Benchmark, spec: Spec, device: str) -> float:
+    """Time of training all epochs of a model and its first stage per spot, on the cohort's positions and counts.
+
+    Embeddings are zeros, for a second stage too, as wide as the frozen encoder's.
+    """
+    before = 0.0 if spec.first is None else _seconds_per_spot(benchmark, spec.first, device)
+    if spec.card.learns != "gradient":
+        return before
+    needs, recipe = spec.needs, spec.recipe
     cohort = Cohort(benchmark.cohort.subset(benchmark.splits[0].train))
-    width = encoder_card(benchmark.view.encoder).dim if needs & _EMB else 0
-    features = _zeros(cohort, width, benchmark.view.window.out)
+    width = encoder_card(benchmark.view.encoder).dim if needs & FROZEN else 0
+    features = zeros(cohort, width, benchmark.view.window.out)
     view = benchmark.fitted_view()
     fitted = view.fit(cohort)
-    feed = Feed(fitted, cohort, features, needs, device=device)
-    module = create(name, Dims(genes=len(fitted.genes), emb=width), **args).to(device).train()  # type: ignore[attr-defined]
+    feed = Feed(fitted, cohort, features, needs, device=device, hops=spec.hops)
+    module = create(spec.name, Dims(genes=len(fitted.genes), emb=width), **spec.args).to(device).train()  # type: ignore[attr-defined]
+    if hasattr(module, "index"):
+        module.index(feed)
     batches = list(islice(feed.batches(recipe.batch, generator=torch.Generator().manual_seed(0)), 2))
     spots, start = 0, time.perf_counter()
     for i, batch in enumerate([batches[0], *batches]):  # the first step warms up; there may be one batch only
@@ -137,10 +135,10 @@ def _seconds_per_spot(benchmark: Benchmark, model: str, device: str) -> float:
             start = time.perf_counter()
         module.loss(batch)[0].backward()
         spots += len(batch) if i else 0
-    return (time.perf_counter() - start) / spots
+    return before + recipe.epochs * (time.perf_counter() - start) / spots
 
 
-def _zeros(cohort: Cohort, width: int, side: int) -> Features:
+def zeros(cohort: Cohort, width: int, side: int) -> Features:
     """Features of the right shapes that take no memory."""
     return {
         section.id: SectionFeatures(

@@ -13,7 +13,7 @@ from PIL import Image
 from histoweave.data.slide_backends import Level, Reader
 
 _BAND_BYTES = 64 << 20  # of source or result, whichever is larger: a few bands are all that is held
-_BLOCK = 1024  # columns of the result resampled at a time: wide enough for the margins not to matter
+_BLOCK = 256  # side in px of the squares resampled at a time: margins matter little, and few px that nobody asked for
 _FILTER = Image.Resampling.BILINEAR
 _SLACK = 1e-9  # rounding noise in products of sizes and scales; far below a pixel
 
@@ -47,11 +47,11 @@ class Raster:
             rows = max(1, _BAND_BYTES // (3 * self.level.width * self.level.tile_h)) * self.level.tile_h
             return min(rows, self.height) if self.level.grid[0] > 1 else self.height
         widest = max(self.width, self.level.width / self.scale)
-        return self._whole_periods(int(np.clip(_BAND_BYTES // (3 * widest), 64, 2048)))
+        return max(1, int(np.clip(_BAND_BYTES // (3 * widest), 64, 2048)) // self.block) * self.block
 
     @property
     def block(self) -> int:
-        """Columns of the result resampled at a time."""
+        """Rows and columns of the result resampled at a time."""
         return self._whole_periods(_BLOCK)
 
     def _whole_periods(self, side: int) -> int:
@@ -83,19 +83,23 @@ class Raster:
         count
             Told the number of source px decoded, as they are.
         """
-        blocks = _touched(boxes, (self.band, self.block), (self.height, self.width))
+        side = self.block
+        bands = _touched(boxes, (self.band, self.width), (self.height, self.width))
+        blocks = _touched(boxes, (side, side), (self.height, self.width))
         level = self.level
         tiles = _touched(self._source(boxes), (level.tile_h, level.tile_w), (level.height, level.width))
         strips = _Strips(level, self.index, reader, tiles, count)
-        for band in np.flatnonzero(blocks.any(axis=1)).tolist():
+        for band in np.flatnonzero(bands).tolist():
             top, bottom = band * self.band, min((band + 1) * self.band, self.height)
             if self.scale == 1:
                 yield top, strips.cut(top, bottom, 0, self.width)
                 continue
             rows = np.zeros((bottom - top, self.width, 3), np.uint8)
-            for block in np.flatnonzero(blocks[band]).tolist():
-                left, right = block * self.block, min((block + 1) * self.block, self.width)
-                rows[:, left:right] = self._resampled(strips, np.array([top, bottom, left, right]))
+            first = top // side
+            for row, column in np.argwhere(blocks[first : -(-bottom // side)]).tolist():
+                y, x = (first + row) * side, column * side
+                box = np.array([y, min(y + side, bottom), x, min(x + side, self.width)])
+                rows[y - top : box[1] - top, x : box[3]] = self._resampled(strips, box)
             yield top, rows
 
     def _source(self, boxes: np.ndarray) -> np.ndarray:

@@ -131,19 +131,24 @@ def inner_split(train: Cohort, *, k: int = 5, seed: int = 0) -> InnerSplit:
     Patients if there are two or more, else sections, else contiguous blocks of the one section (strips across its
     longer axis). At most `k` folds.
     """
-    sizes = np.array([section.n for section in train])
-    rung: Rung
-    if len(train.patients) >= 2:
-        rung, units = "patients", np.array([train.patients.index(section.patient) for section in train])
-    elif len(train) >= 2:
-        rung, units = "sections", np.arange(len(train))
-    else:
-        return InnerSplit("blocks", _blocks(train[0], k))
+    rung, units = inner_units(train, k=k)
+    if rung == "blocks":
+        return InnerSplit(rung, units)
     n_units = int(units.max()) + 1
     shuffled = np.random.default_rng(seed).permutation(n_units)
     fold_of = np.empty(n_units, dtype=np.int64)
     fold_of[shuffled] = np.arange(n_units) % min(k, n_units)
-    return InnerSplit(rung, np.repeat(fold_of[units], sizes))
+    return InnerSplit(rung, fold_of[units])
+
+
+def inner_units(train: Cohort, *, k: int = 5) -> tuple[Rung, np.ndarray]:
+    """What must not be on two sides of an inner split: the unit of every spot (n,), on the highest rung there is."""
+    sizes = [section.n for section in train]
+    if len(train.patients) >= 2:
+        return "patients", np.repeat([train.patients.index(section.patient) for section in train], sizes)
+    if len(train) >= 2:
+        return "sections", np.repeat(np.arange(len(train)), sizes)
+    return "blocks", _blocks(train[0], k)
 
 
 def _blocks(section: Section, k: int) -> np.ndarray:

@@ -43,7 +43,7 @@ class SectionFeatures:
     context, `ctx` (u, d) float16 holds the further windows, `ctx_index` (n, k * k) int32 points into
     ``concat[emb; ctx]`` in row-major order (row = y), and `ctx_mask` (n, k * k) bool is False where a tile reaches
     beyond the image; the centre tile is the spot's own row and always True. `pixels` (n, out, out, 3) uint8 are the
-    spot windows.
+    spot windows, `prior` (n, g) float32 what an earlier stage predicts.
     """
 
     emb: np.ndarray
@@ -53,13 +53,15 @@ class SectionFeatures:
     ctx_mask: np.ndarray | None = None
     pixels: np.ndarray | None = None
     section_emb: np.ndarray | None = None
+    prior: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> SectionFeatures:
         """Give the features of some spots, copied; `section_emb` keeps the whole section's for its statistics."""
         own, whole = np.asarray(self.emb[rows]), self.emb if self.section_emb is None else self.section_emb
         inside = None if self.inside is None else self.inside[rows]
         pixels = None if self.pixels is None else self.pixels[rows]
-        part = SectionFeatures(emb=own, inside=inside, pixels=pixels, section_emb=whole)
+        prior = None if self.prior is None else self.prior[rows]
+        part = SectionFeatures(emb=own, inside=inside, pixels=pixels, section_emb=whole, prior=prior)
         if self.ctx is None or self.ctx_index is None or self.ctx_mask is None:
             return part
         # What a tile of the part points to may be a spot outside it: such vectors move from emb to ctx.
@@ -331,9 +333,7 @@ def _run(
 def _encode(piece: _Piece, encoder: Encoder, device: str) -> Iterator[tuple[Draft, dict[str, Any]]]:
     """Give what is to be written of a piece: nothing where its chunk is finished already."""
     job, view = piece.job, piece.job.spot if piece.of_spots else piece.job.context
-    assert view is not None
-    assert piece.rows is not None
-    assert piece.pixels is not None
+    assert view is not None and piece.rows is not None and piece.pixels is not None
     if not view.done(piece.index, piece.rows):
         tensor = torch.from_numpy(piece.pixels).permute(0, 3, 1, 2).to(device)  # (b, 3, h, w), channels last in memory
         exact = encoder.encode(tensor).cpu().numpy()

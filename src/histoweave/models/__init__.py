@@ -30,6 +30,17 @@ _MODELS = {
     "colour": "histoweave.models.predict.shortcuts:Colour",
     "stnet": "histoweave.models.predict.stnet:STNet",
     "triplex": "histoweave.models.predict.triplex:Triplex",
+    "tem": "histoweave.models.predict.triplex_branches:TEM",
+    "nem": "histoweave.models.predict.triplex_branches:NEM",
+    "gem": "histoweave.models.predict.triplex_branches:GEM",
+    "sepal": "histoweave.models.predict.sepal:Sepal",
+    "histogene": "histoweave.models.predict.histogene:HisToGene",
+    "hist2st": "histoweave.models.predict.hist2st:Hist2ST",
+    "shufflenet": "histoweave.models.predict.finetuned:ShuffleNet",
+    "vitb": "histoweave.models.predict.finetuned:ViTB",
+    "bleep": "histoweave.models.predict.bleep:BLEEP",
+    "egn": "histoweave.models.predict.egn:EGN",
+    "eggn": "histoweave.models.predict.eggn:EGGN",
 }
 
 
@@ -58,6 +69,13 @@ def model_class(name: str) -> type[Any]:
     return getattr(import_module(module), attribute)
 
 
+# What any model can be given beside its own arguments; `train` acts on them and the model never sees them.
+COMMON = {
+    "delta": "bool",  # learn the difference from the training mean, which is added back to what is predicted
+    "first": "str",  # a model that is fitted before: its features and predictions are what this one starts from
+}
+
+
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """``"triplex[fusion=sum,alpha=0.3]"`` → ``("triplex", {"fusion": "sum", "alpha": 0.3})``.
 
@@ -69,7 +87,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     if match is None:
         raise ValueError(f"model {spec!r} is not written like 'name' or 'name[argument=value,…]'")
     arguments: dict[str, Any] = {}
-    for item in filter(None, (match[2] or "").split(",")):
+    for item in split_specs(match[2] or ""):
         key, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"argument {item!r} of model {spec!r} has no value; write argument=value")
@@ -95,16 +113,24 @@ def _value(text: str) -> Any:
 
 def split_specs(text: str) -> list[str]:
     """``"mean,triplex[a=1,b=2]"`` → ``["mean", "triplex[a=1,b=2]"]``: commas inside brackets belong to the model."""
-    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+    depth, parts = 0, [""]
+    for char in text:
+        depth += (char == "[") - (char == "]")
+        if char == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts if part.strip()]
 
 
 def check_arguments(name: str, arguments: dict[str, Any]) -> None:
     """`ValueError` if the model has no such argument, with the nearest match, or it cannot have such a value."""
-    parameters = {key: p for key, p in inspect.signature(model_class(name)).parameters.items() if key != "dims"}
+    parameters = inspect.signature(model_class(name)).parameters.items()
+    kinds = {key: str(parameter.annotation) for key, parameter in parameters if key != "dims"} | COMMON
     for key, value in arguments.items():
-        if key not in parameters:
-            raise ValueError(f"model {name!r} has no argument {key!r}{nearest(key, list(parameters))}")
-        kind = str(parameters[key].annotation)
+        if key not in kinds:
+            raise ValueError(f"model {name!r} has no argument {key!r}{nearest(key, list(kinds))}")
+        kind = kinds[key]
         if kind in _KINDS and not (isinstance(value, _KINDS[kind]) and isinstance(value, bool) == (kind == "bool")):
             raise ValueError(f"model {name!r}: {key}={value!r}; expected a value of type {kind}")
 
@@ -124,16 +150,20 @@ def card_of(name: str) -> Card:
     return card
 
 
-def needs_of(name: str, arguments: dict[str, Any]) -> Needs:
-    """What a model with these arguments reads; nothing is allocated for the answer."""
+def blank(name: str, arguments: dict[str, Any], dims: Dims | None = None) -> SpotModel:
+    """A model without memory for its weights: what it reads and how large it is can be asked of it."""
     with torch.device("meta"):
-        return create(name, Dims(genes=2, emb=16), **arguments).needs
+        return create(name, dims or Dims(genes=2, emb=16), **arguments)
+
+
+def needs_of(name: str, arguments: dict[str, Any]) -> Needs:
+    """What a model with these arguments reads."""
+    return blank(name, arguments).needs
 
 
 def describe(name: str, genes: int = 250, emb: int = 512) -> dict[str, Any]:
     """One row of the table of models: name, task, needs, parameters, citation, licence."""
-    with torch.device("meta"):
-        model = model_class(name)(Dims(genes=genes, emb=emb))
+    model: Any = blank(name, {}, Dims(genes=genes, emb=emb))
     card = card_of(name)
     return {
         "name": name,

@@ -46,6 +46,9 @@ class Target:
         What a spot is worth that has no counts to divide by. ``mask``: nothing: it is not scored and enters no
         neighbour's mean. ``zero``: 0 before smoothing, also in its neighbours' means; it is scored where only the panel
         is silent in it, and masked where the whole spot is empty (`library` = 0), because then nothing was measured.
+    delta
+        Models learn the difference from the training mean of each gene (Δ of SEPAL and SpaRED). What they predict has
+        that mean added back, so predictions and scores keep their units.
     n_genes
         G, where `form` needs it; set by `bind` when a view is fitted.
 
@@ -62,6 +65,7 @@ class Target:
     log: Literal["10", "e", "2", "none"] = "e"
     smooth: Literal["none", "grid8", "hex1"] = "none"
     empty: Literal["mask", "zero"] = "mask"
+    delta: bool = False
     n_genes: int | None = None
 
     def __post_init__(self) -> None:
@@ -304,6 +308,10 @@ def _read(field: str, value: str) -> Any:
             return float(value)
         if field == "n_genes":
             return None if value == "None" else int(value)
+        if field == "delta":
+            return {"true": True, "on": True, "false": False, "off": False}[value.lower()]
+    except KeyError:
+        raise ValueError(f"target: {field}={value!r}; expected on or off") from None
     except ValueError:
         raise ValueError(f"target: {field}={value!r} is not a number") from None
     return value

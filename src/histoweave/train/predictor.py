@@ -12,27 +12,27 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData, concat
-from torch import nn
+from torch import Tensor, nn
 
 from histoweave import _keys as K
 from histoweave.batch import Dims, Needs
 from histoweave.data.section import PITCH_UM, Cohort, Section
 from histoweave.data.store import Store
-from histoweave.embed import encoder_card
+from histoweave.embed import SectionFeatures, encoder_card
 from histoweave.embed.weights import read_weights
 from histoweave.feed import Feed, dense_rc
-from histoweave.models import card_of, create, needs_of, parse
-from histoweave.pp.genes import GenePanel
+from histoweave.models import create
 from histoweave.pp.lattice import pitch
 from histoweave.train.loop import History, Progress, fit, predictions
-from histoweave.train.recipe import Recipe, load_recipe
+from histoweave.train.recipe import Recipe
 from histoweave.train.regions import regions
-from histoweave.train.saved import read_folder, restore, write_folder
+from histoweave.train.saved import write_folder
+from histoweave.train.spec import resolve
 from histoweave.view import Features, FittedView, View
 
 CHUNK = 4096  # spots predicted at a time by models that look at each spot alone
 HALO = 5  # lattice steps
-_IMAGE = Needs.WINDOW | Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
+STATISTICS = ("shift", "scale", "center")  # of a fitted view
 
 
 class Predictor(Protocol):
@@ -82,13 +82,18 @@ class Learner:
         trunk_weights: str | None = None,
     ) -> None:
         self.model = model
-        self.name, given = parse(model)
-        self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(self.name, recipe)
-        self.args = self.recipe.args | given
-        self.view, self.store, self.seed, self.device = view, store, seed, device
+        self.spec = resolve(model, recipe)
+        self.name, self.recipe, self.needs = self.spec.name, self.spec.recipe, self.spec.needs
+        self.view = replace(view, target=replace(view.target, delta=True)) if self.spec.delta else view
+        self.store, self.seed, self.device = store, seed, device
         self.checkpoint, self.progress, self.trunk_weights = checkpoint, progress, trunk_weights
-        self.needs = needs_of(self.name, self.args)
-        self._embeds = bool(self.needs & (_IMAGE & ~Needs.WINDOW))  # reads what the frozen encoder makes
+        self.first: Learner | None = None
+        if self.spec.first is not None:
+            self.first = Learner(
+                self.spec.first.text, view, store, recipe=self.spec.first.recipe, seed=seed, device=device,
+                checkpoint=checkpoint and checkpoint / "first", progress=progress, trunk_weights=trunk_weights,
+            )  # fmt: skip
+            self.trunk_weights = None
         self.fitted: FittedView | None = None
         self.module: nn.Module | None = None
         self.history = History()
@@ -97,6 +102,7 @@ class Learner:
         self.expected_note = "not measured: fit with cross-validation or take it from a benchmark"
         self.max_context = CHUNK  # spots looked at together: the largest training section
         self.spacing: dict[str, Any] = {}
+        self.width = 0  # of the embeddings it was fitted on
         self.encoder_digest: str | None = None  # of the weights that made the embeddings it was fitted on
 
     def fit(self, train: Cohort, val: Cohort | None = None) -> Self:
@@ -109,17 +115,20 @@ class Learner:
         """
         self._check_images(train)
         self.encoder_digest = None
+        if self.first is not None:
+            self.first.fit(train, val)
         features = self._embed(train)
         if self._embeds:
             self.encoder_digest = self.view.make_encoder(self.device).digest
         self.fitted = self.view.fit(train, features)
         self.max_context = max(section.n for section in train)
         self.spacing = _spacing(train)
-        feed = Feed(self.fitted, train, features, self.needs, device=self.device)
+        feed = Feed(self.fitted, train, features, self.needs, device=self.device, hops=self.spec.hops)
         torch.manual_seed(self.seed)
-        self.module = self._build(feed.width)
+        self.width = feed.width
+        self.module = self.build(self.width)
         self._start_trunk(self.module)
-        learns = card_of(self.name).learns
+        learns = self.spec.card.learns
         if learns != "gradient":
             self.rung = feed.inner.rung if learns != "none" and len(train) else "none"
             self.module.index(feed)  # type: ignore[operator]
@@ -165,10 +174,21 @@ class Learner:
         for rows, core in cut:
             part = section if len(rows) == section.n else section.with_spots(section.spots[rows].copy())
             taken = {id: found.take(rows) for id, found in features.items()} if part is not section else features
-            feed = Feed(fitted, Cohort([part]), taken, self.needs, device=self.device)
-            with torch.no_grad():
-                made, *_ = predictions(module, feed, self.recipe.batch)
-            yield self._table(part, made.cpu().numpy(), core)
+            feed = Feed(fitted, Cohort([part]), taken, self.needs, device=self.device, hops=self.spec.hops)
+            made = predictions(module, feed, self.recipe.batch)[0].cpu().numpy()
+            yield self._table(part, made if fitted.center is None else made + fitted.center, core)
+
+    @torch.no_grad()
+    def stage(self, cohort: Cohort) -> Features:
+        """Features (n, d) and predictions (n, g) of every section, from which a next stage starts."""
+        _, module = self._ready()
+        made: dict[str, SectionFeatures] = {}
+        for section in cohort:
+            feed = self._feed(Cohort([section]))
+            parts = [module.features(batch) for batch in feed.batches(self.recipe.batch)]  # type: ignore[operator]
+            prior = np.asarray(self._whole(section).X)
+            made[section.id] = SectionFeatures(emb=torch.cat(parts).cpu().numpy(), prior=prior)
+        return made
 
     def _whole(self, section: Section) -> AnnData:
         """The predictions of a section in the order of its spots: regions do not come in it."""
@@ -201,11 +221,12 @@ class Learner:
     def describe(self) -> dict[str, Any]:
         """What made these predictions: model, recipe, view, encoder with its licence, training patients."""
         fitted, module = self._ready()
-        card = card_of(self.name)
+        card = self.spec.card
         return {
             "model": self.model,
             "name": self.name,
-            "args": self.args,
+            "args": self.spec.args,
+            "first": None if self.first is None else self.first.describe(),
             "recipe": self.recipe.to_dict(),
             "seed": self.seed,
             "citation": card.citation,
@@ -216,6 +237,7 @@ class Learner:
             "trained_on": list(fitted.trained_on),
             "inner_split": self.rung,
             "encoder": self._encoder_card() if self._embeds else None,
+            "width": self.width,
             "max_context": self.max_context,
             "spacing": self.spacing,
             "expected_accuracy": self.expected_note,
@@ -226,12 +248,18 @@ class Learner:
 
     def save(self, dir: str | Path) -> None:
         """Writes a folder of safetensors and JSON, whole or not at all; `load_predictor` reads it."""
+        write_folder(Path(dir), self.describe(), self.tensors(), self.expected)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that was learnt in numbers, by the names under which it is saved."""
         fitted, module = self._ready()
         tensors = {f"module/{key}": value for key, value in module.state_dict().items()}
-        for key in ("shift", "scale"):
+        for key in STATISTICS:
             if getattr(fitted, key) is not None:
                 tensors[f"view/{key}"] = torch.from_numpy(getattr(fitted, key))
-        write_folder(Path(dir), self.describe(), tensors, self.expected)
+        if self.first is not None:
+            tensors |= {f"first/{key}": value for key, value in self.first.tensors().items()}
+        return tensors
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -243,10 +271,12 @@ class Learner:
     def _feed(self, cohort: Cohort) -> Feed:
         fitted, _ = self._ready()
         self._check_images(cohort)
-        return Feed(fitted, cohort, self._embed(cohort), self.needs, device=self.device)
+        return Feed(fitted, cohort, self._embed(cohort), self.needs, device=self.device, hops=self.spec.hops)
 
     def _embed(self, cohort: Cohort) -> Features:
         """Features of a cohort, by the weights that the model was fitted with and no others."""
+        if self.first is not None:
+            return self.first.stage(cohort)
         if self.encoder_digest is not None and self._embeds:
             found = self.view.make_encoder(self.device).digest
             if found != self.encoder_digest:
@@ -255,6 +285,11 @@ class Learner:
                     f"{self.encoder_digest[:12]}…, but these are {found[:12]}…; give the same weights (`--weights`)"
                 )
         return self.view.embed(cohort, self.needs, self.store, device=self.device, progress=self.progress)
+
+    @property
+    def _embeds(self) -> bool:
+        """Whether the frozen encoder is read by this stage itself."""
+        return self.first is None and self.spec.embeds
 
     def _encoder_card(self) -> dict[str, Any]:
         """The encoder as it is used: with the side of its windows here."""
@@ -267,10 +302,11 @@ class Learner:
             "digest": self.encoder_digest,
         }
 
-    def _build(self, width: int) -> nn.Module:
+    def build(self, width: int) -> nn.Module:
+        """The model before it learns, for embeddings of a width; the fitted view says for how many genes."""
         assert self.fitted is not None
         dims = Dims(genes=len(self.fitted.genes.genes), emb=width)
-        return create(self.name, dims, **self.args).to(self.device)  # type: ignore[attr-defined]
+        return create(self.name, dims, **self.spec.args).to(self.device)  # type: ignore[attr-defined]
 
     def _start_trunk(self, module: nn.Module) -> None:
         if self.trunk_weights is None:
@@ -285,7 +321,7 @@ class Learner:
 
     def _check_images(self, cohort: Cohort) -> None:
         bare = [section.id for section in cohort if section.image is None]
-        if bare and self.needs & _IMAGE:
+        if bare and self.spec.sees:
             raise ValueError(
                 f"model {self.name!r} looks at images, and {len(bare)} of {len(cohort)} sections have none "
                 f"({', '.join(bare[:8])}). Use the others only: `--sections with-image`, or "
@@ -312,37 +348,3 @@ def _spacing(train: Cohort) -> dict[str, Any]:
     measured = [pitch(s.xy) * s.um_per_px for s in train if s.platform == platform and s.um_per_px and s.n > 1]
     known = PITCH_UM.get(platform)
     return {"platform": platform, "pitch_um": known or (float(np.median(measured)) if measured else None)}
-
-
-def load_predictor(
-    dir: str | Path, store: Store, *, device: str = "cpu", weights: str | None = None, progress: Progress | None = None
-) -> Learner:
-    """The predictor that `Learner.save` wrote.
-
-    Parameters
-    ----------
-    weights
-        Local file of the encoder's weights, where it moved since the model was fitted.
-    """
-    card, tensors, accuracy = read_folder(Path(dir))
-    panel = GenePanel.from_dict(card["panel"])
-    view = View.from_dict(card["view"], panel)
-    if weights is not None:
-        view = replace(view, weights=weights)
-    learner = Learner(
-        card["model"], view, store, recipe=Recipe(**card["recipe"]), seed=card["seed"], device=device, progress=progress
-    )
-    learner.rung, learner.expected, learner.expected_note = card["inner_split"], accuracy, card["expected_accuracy"]
-    learner.max_context, learner.spacing = card["max_context"], card["spacing"]
-    learner.encoder_digest = (card["encoder"] or {}).get("digest")
-    learner.trunk_weights = None if card["trunk"] == "random" else card["trunk"]
-    kept: dict[str, np.ndarray] = {
-        key: tensors[f"view/{key}"].numpy() for key in ("shift", "scale") if f"view/{key}" in tensors
-    }
-    learner.fitted = FittedView(view=view, genes=panel, trained_on=tuple(card["trained_on"]), **kept)
-    state = {key.removeprefix("module/"): value for key, value in tensors.items() if key.startswith("module/")}
-    width = encoder_card(view.encoder).dim if card["encoder"] else 0
-    learner.module = learner._build(width)
-    restore(learner.module, state, where=f"{dir}, model {card['model']!r}")
-    learner.module.to(device).eval()
-    return learner

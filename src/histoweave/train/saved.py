@@ -20,7 +20,10 @@ from histoweave._repro import versions
 
 FORMAT = 1
 _JSON, _TENSORS, _ACCURACY = "model.json", "weights.safetensors", "accuracy.csv"
-_NEEDED = ("model", "recipe", "view", "panel", "encoder", "trained_on", "max_context", "spacing", "expected_accuracy")
+_NEEDED = (
+    *("model", "recipe", "view", "panel", "encoder", "width", "first", "trained_on", "max_context", "spacing"),
+    "expected_accuracy",
+)
 _NO_VALUE = {K.CV_PCC: [""], K.CV_PCC_SD: [""], K.CV_PCC_N: [""]}
 
 
@@ -87,11 +90,12 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.Dat
 
 
 def restore(module: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
-    """Puts saved tensors into a module; buffers that were sized in `index` (reference banks) take the saved size."""
-    for key, buffer in dict(module.named_buffers()).items():
-        if key in state and state[key].shape != buffer.shape:
+    """Puts saved tensors into a module; what was sized in `index` (reference banks, tables) takes the saved size."""
+    for key, own in {**dict(module.named_buffers()), **dict(module.named_parameters())}.items():
+        if key in state and state[key].shape != own.shape:
             parent, _, name = key.rpartition(".")
-            setattr(module.get_submodule(parent), name, torch.empty_like(state[key]))
+            new = torch.empty_like(state[key])
+            setattr(module.get_submodule(parent), name, nn.Parameter(new) if isinstance(own, nn.Parameter) else new)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -84,13 +84,17 @@ class STNet(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Predictions (b, g)."""
+        return self.head(self.features(batch))
+
+    def features(self, batch: Batch) -> Tensor:
+        """What the head reads (b, d)."""
         if self.trunk is None:
-            return self.head(given(batch.emb, "emb"))
+            return given(batch.emb, "emb")
         window = given(batch.window, "window")
         if self.training or not self.eight:
-            return self.head(self.trunk(window).mean(1))
+            return self.trunk(window).mean(1)
         # The head is linear, so averaging features is averaging predictions.
-        return self.head(torch.stack([self.trunk(view).mean(1) for view in symmetries(window)]).mean(0))
+        return torch.stack([self.trunk(view).mean(1) for view in symmetries(window)]).mean(0)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error averaged over the measured genes of a spot, then summed (or averaged) over spots."""

@@ -93,6 +93,8 @@ class Triplex(nn.Module):
         "multi-resolution features. CVPR 2024.",
         published={"BC1 MSE": 0.228, "BC1 PCC(M)": 0.314, "BC1 PCC(H)": 0.497, "BC2 MSE": 0.202, "BC2 PCC(M)": 0.206}
         | {"BC2 PCC(H)": 0.352, "SCC MSE": 0.268, "SCC PCC(M)": 0.374, "SCC PCC(H)": 0.490},
+        wrong="the neighbour feed-forward is 1 or 4 units wide, dropout stays on at evaluation, the epoch is chosen on "
+        "the test fold",
     )
     needs: Needs = Needs.WINDOW | Needs.CTX_EMB | Needs.POOL  # as in the paper; an instance has its own
 

@@ -1,0 +1,81 @@
+"""What a model's text means: the model, its arguments, its recipe, and the stage that goes before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from histoweave.batch import Card, Needs
+from histoweave.models import COMMON, blank, card_of, parse
+from histoweave.train.recipe import Recipe, load_recipe
+
+FROZEN = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ  # made by the frozen encoder
+IMAGE = FROZEN | Needs.WINDOW
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A model as it will be fitted.
+
+    Attributes
+    ----------
+    text, name, args
+        As given, the name in the table, and the model's own arguments: the recipe's, then those given.
+    recipe
+        How it is trained.
+    delta
+        Whether it learns the difference from the training mean.
+    first
+        The stage before it, whose features and predictions it starts from.
+    needs, hops
+        What it reads from a batch, and how far its neighbours reach.
+    """
+
+    text: str
+    name: str
+    args: dict[str, Any]
+    recipe: Recipe
+    delta: bool
+    first: Spec | None
+    needs: Needs
+    hops: int
+
+    @property
+    def card(self) -> Card:
+        """The model's card."""
+        return card_of(self.name)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any of its stages goes through the training loop."""
+        return self.card.learns == "gradient" or (self.first is not None and self.first.trains)
+
+    @property
+    def sees(self) -> Needs:
+        """What has to be made of the images: for its first stage, where it has one."""
+        return (self.needs if self.first is None else self.first.sees) & IMAGE
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the frozen encoder has a part in it."""
+        return bool(self.sees & FROZEN)
+
+
+def resolve(text: str, recipe: str | Recipe) -> Spec:
+    """The model of a text such as ``sepal[hops=2]`` under a recipe, given by name or as it is.
+
+    Raises
+    ------
+    ValueError
+        An unknown model, argument or recipe, with the nearest match.
+    """
+    name, given = parse(text)
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(name, recipe)
+    args = recipe.args | given
+    common = {key: args.pop(key) for key in COMMON if key in args}
+    first = resolve(common["first"], recipe.name) if common.get("first") else None
+    model = blank(name, args)
+    if first is not None and not hasattr(blank(first.name, first.args), "features"):
+        raise ValueError(f"model {first.name!r} cannot be the first stage of {name!r}: it has no features to hand on")
+    hops = getattr(model, "hops", 1)
+    return Spec(text, name, args, recipe, bool(common.get("delta")), first, model.needs, hops)
