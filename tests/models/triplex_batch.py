@@ -35,7 +35,7 @@ def make_batch(rows: Tensor | None = None, *, sizes: tuple[int, ...] = SIZES) ->
     made = Batch(
         spot=torch.arange(n), section=section,
         y=torch.randn(n, DIMS.genes, generator=g), y_mask=torch.ones(n, DIMS.genes, dtype=torch.bool),
-        window=torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=g), emb=emb,
+        window=torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, generator=g), emb=emb,
         ctx_emb=torch.randn(n, 25, DIMS.emb, generator=g), ctx_mask=ctx_mask,
         pool_emb=pool, pool_rc=rc, pool_mask=mask, pool_row=section * longest + within,
     )  # fmt: skip
