@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from histoweave.batch import Batch, Card, Dims, Needs
+from histoweave.data.image import SlideImage
 from histoweave.data.phantom import Phantom
 from histoweave.data.section import Cohort
 from histoweave.data.store import Store
@@ -96,6 +97,22 @@ def test_a_gradient_reaches_every_parameter(name: str, small: Phantom, view: Vie
         reached |= {key for key, p in module.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
         optimizer.step()
     assert reached == {key for key, p in module.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", BY_GRADIENT)
+def test_no_pixel_is_decoded_in_an_epoch(
+    name: str, small: Phantom, view: View, shared_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = feed_for(name, small.cohort, view, shared_store)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a slide was read")
+
+    for reading in ("windows", "held"):
+        monkeypatch.setattr(SlideImage, reading, refuse)
+    module = build(name, feed).train()
+    for batch in feed.batches(64, generator=torch.Generator().manual_seed(0)):
+        assert torch.isfinite(module.loss(batch)[0])
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from histoweave.data.phantom import Phantom
 from histoweave.data.section import Cohort
 from histoweave.data.split import leave_one_out
 from histoweave.data.store import Store
-from histoweave.models import parse
+from histoweave.models import blank, parse
 from histoweave.train import Learner, Recipe, load_predictor, resolve
 from histoweave.view import View
 
@@ -93,3 +94,14 @@ def test_what_is_kept_apart_is_the_highest_rung_of_the_walked_spots(
     assert len(units.unique()) == 5 and len(units) == small.cohort[1].n
     two = Cohort([small.cohort[0], replace(small.cohort[1], patient=small.cohort[0].patient)])
     assert Learner("mean", view, shared_store).fit(two)._feed(two).inner_unit().unique().tolist() == [0, 1]
+
+
+def test_an_encoder_can_be_a_trunk(small: Phantom) -> None:
+    spec = resolve("tem[trunk=h-optimus-0]", "cpu")
+    trunk = blank("tem", spec.args).trunk  # type: ignore[attr-defined]
+    assert trunk.name == "vit_giant_patch14_reg4_dinov2" and trunk.net.num_features == 1536
+    card = json.loads(spec.args["trunk"].partition("?")[2])
+    assert card["mean"] == [0.707223, 0.578729, 0.703617]
+    assert resolve("tem[trunk=resnet50]", "cpu").args["trunk"].startswith("resnet50?")
+    with pytest.raises(ValueError, match="can only be used frozen"):
+        resolve("tem[trunk=efficientnet-lite0]", "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -195,6 +196,23 @@ def create_encoder(
         if weights is not None:
             card = replace(card, source=f"local file {path.name}")
     return TableEncoder(trunk, card, dtype=dtype, device=device)
+
+
+def as_trunk(name: str) -> str:
+    """The network of an encoder as a trainable trunk: its architecture, and arguments and colours as JSON behind a "?".
+
+    Raises
+    ------
+    ValueError
+        An encoder whose network is not one of timm's.
+    """
+    row = _find(name)
+    if row["net"] != "timm":
+        raise ValueError(
+            f"trunk={name}: this encoder can only be used frozen (`--encoder {name}` and trunk=frozen), because its "
+            "network is not one of timm's; train another one, such as trunk=resnet18"
+        )
+    return f"{row['arch']}?{json.dumps({**row['options'], 'mean': row['mean'], 'std': row['std']})}"
 
 
 def _own_weights(row: dict[str, Any]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -42,7 +43,8 @@ class Trunk(nn.Module):
     Parameters
     ----------
     name
-        Any timm architecture, or one of `OWN`.
+        Any timm architecture, or one of `OWN`. Behind a question mark, JSON: arguments of the architecture, and the
+        `mean` and `std` of its colours where they are not ImageNet's.
     augment
         In training, flip and rotate each window at random (all eight symmetries of the square alike).
     init
@@ -66,12 +68,15 @@ class Trunk(nn.Module):
         self, name: str, *, augment: bool = True, init: Mapping[str, Tensor] | None = None, side: int | None = None
     ) -> None:
         super().__init__()
-        self.name, self.augment, self.side, self.init = name, augment, side, "random"
-        self.net = _network(name)
+        self.name, _, options = name.partition("?")
+        self.augment, self.side, self.init = augment, side, "random"
+        given = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | json.loads(options or "{}")
+        mean, std = (torch.tensor(given.pop(key)).view(3, 1, 1) for key in ("mean", "std"))
+        self.net = _network(self.name, given)
         self.width: int = self.net.num_features
         self.pooled_width: int = getattr(self.net, "head_hidden_size", self.width)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
         if init is not None:
             self.load(init)
 
@@ -132,7 +137,7 @@ class Trunk(nn.Module):
         self.init = "given"
 
 
-def _network(name: str) -> Any:
+def _network(name: str, options: dict[str, Any]) -> Any:
     """A network without its head, with random weights, that has timm's `forward_features` and `forward_head`."""
     if name in OWN:
         return OWN[name]()
@@ -141,7 +146,9 @@ def _network(name: str) -> Any:
         near = difflib.get_close_matches(name, [*OWN, *timm.list_models()], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"trunk {name!r} is unknown; expected the name of a timm architecture{hint}")
-    return timm.create_model(name, pretrained=False, num_classes=0)
+    if "mlp_layer" in options:
+        options = options | {"mlp_layer": getattr(timm.layers, options["mlp_layer"])}
+    return timm.create_model(name, pretrained=False, num_classes=0, **options)
 
 
 def plain_key(key: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from histoweave.batch import Card, Needs
+from histoweave.embed import as_trunk, list_encoders
 from histoweave.models import COMMON, blank, card_of, parse
 from histoweave.train.recipe import Recipe, load_recipe
 
@@ -61,6 +63,11 @@ class Spec:
         return bool(self.sees & FROZEN)
 
 
+@cache
+def _encoders() -> frozenset[str]:
+    return frozenset(card.name for card in list_encoders())
+
+
 def resolve(text: str, recipe: str | Recipe) -> Spec:
     """The model of a text such as ``sepal[hops=2]`` under a recipe, given by name or as it is.
 
@@ -73,6 +80,8 @@ def resolve(text: str, recipe: str | Recipe) -> Spec:
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(name, recipe)
     args = recipe.args | given
     common = {key: args.pop(key) for key in COMMON if key in args}
+    if args.get("trunk") in _encoders():
+        args["trunk"] = as_trunk(args["trunk"])
     first = resolve(common["first"], recipe.name) if common.get("first") else None
     model = blank(name, args)
     if first is not None and not hasattr(blank(first.name, first.args), "features"):
