@@ -25,9 +25,16 @@ class Needs(Flag):
     ARRAY_XY = auto()  # array_xy
     COUNTS = auto()  # counts, library
     PATIENT = auto()  # patient
+    POOLED = auto()  # pooled: the mean embedding of the nearest spots
+    ADJACENCY = auto()  # adjacency: where the spot lies among the others of its section
+    ADJACENCY_RAW = auto()  # adjacency_raw: the same, in whatever direction the solver left it
     PRIOR = auto()  # prior: what an earlier stage predicts
     SEQ = auto()  # seq: the batch is made of sequences of spots of one section; a spot may occur repeatedly
     WHOLE_SECTION = auto()  # a batch is one whole section
+
+
+FROZEN = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.POOLED | Needs.SEQ  # made by the frozen encoder
+IMAGE = FROZEN | Needs.WINDOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,10 @@ class Batch:
         Position in µm from the centre of the section, and distance to the edge of the tissue in µm.
     array_xy : (b, 2) int64
     counts, library : (b, g) float32, (b,) float32
+    pooled : (b, d) float32
+        Mean of `emb` over the 15 nearest spots of the section, the spot included.
+    adjacency, adjacency_raw : (b, 32) float32
+        Singular vectors of the section's graph of nearest spots. A section's basis is its own.
     prior : (b, g) float32
         Predictions of the stage before; zeros where there is none.
     patient, seq : (b,) int64
@@ -91,6 +102,9 @@ class Batch:
     array_xy: Tensor | None = None
     counts: Tensor | None = None
     library: Tensor | None = None
+    pooled: Tensor | None = None
+    adjacency: Tensor | None = None
+    adjacency_raw: Tensor | None = None
     prior: Tensor | None = None
     patient: Tensor | None = None
     seq: Tensor | None = None

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from histoweave.batch import Batch, Needs
+from histoweave.batch import FROZEN, Batch, Needs
 from histoweave.data.section import Cohort, Section
 from histoweave.data.split import InnerSplit, inner_split, inner_units
+from histoweave.pp.adjacency import adjacency_basis, nearest
 from histoweave.pp.lattice import lattice
 from histoweave.pp.neighbors import edge_distance, neighbours
 from histoweave.view import Features, FittedView, lattice_rc, section_moments
-
-_EMB = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ
 
 
 def dense_rc(section: Section) -> np.ndarray:
@@ -64,7 +63,7 @@ class Feed:
         if view.center is not None:
             self._y = (self._y - torch.from_numpy(view.center).to(self.device)) * self._mask
         self._fields = dict(self._spot_fields())
-        if needs & _EMB:
+        if needs & FROZEN:
             self._load_embeddings()
 
     # -- what a model may ask in `index` ------------------------------------------------------------------------
@@ -82,7 +81,7 @@ class Feed:
     @property
     def width(self) -> int:
         """Width of the embeddings; 0 where none are needed."""
-        return int(self._vectors.shape[1]) if self.needs & _EMB else 0
+        return int(self._vectors.shape[1]) if self.needs & FROZEN else 0
 
     def y_mean(self) -> Tensor:
         """Mean target per gene over the walked spots where it counts (g,)."""
@@ -146,6 +145,10 @@ class Feed:
             made.ctx_mask = self._ctx_mask[rows]
         if Needs.POOL in self.needs:
             self._add_pool(made)
+        if Needs.POOLED in self.needs:
+            near = self._nearest[rows]  # (b, k)
+            around = self._scaled(self._emb_row[near.clamp(min=0)], made.section)
+            made.pooled = (around * (near >= 0)[..., None]).sum(dim=1) / (near >= 0).sum(dim=1, keepdim=True)
         if Needs.CTX_EXPR in self.needs:
             near = self._near[rows]  # (b, 1 + k)
             made.ctx_seen = self._mask[near.clamp(min=0)] & (near >= 0)[..., None]
@@ -221,6 +224,10 @@ class Feed:
                 ),
             )
             yield "library", self._stack([s.library.astype(np.float32) for s in cohort])
+        for need, name in ((Needs.ADJACENCY, "adjacency"), (Needs.ADJACENCY_RAW, "adjacency_raw")):
+            if need in needs:
+                signed = need == Needs.ADJACENCY
+                yield name, self._stack([adjacency_basis(section.xy, signed=signed) for section in cohort])
         if Needs.PRIOR in needs:
             none = np.zeros((1, len(self.view.genes)), np.float32)
             prior = [self._features[s.id].prior for s in cohort]
@@ -296,6 +303,12 @@ class Feed:
         made.pool_emb = self._scaled(self._emb_row[rows], present) * made.pool_mask[..., None]
         made.pool_rc = self._pool_rc[rows] * made.pool_mask[..., None]
         made.pool_row = where * longest + made.spot - starts[made.section]
+
+    @cached_property
+    def _nearest(self) -> Tensor:
+        """The spot itself and its nearest of the section, as rows of the cohort (n, k); -1 for none."""
+        tables = [nearest(section.xy).astype(np.int64) for section in self.cohort]
+        return self._stack([np.where(t >= 0, t + start, -1) for t, start in zip(tables, self._start, strict=False)])
 
     @cached_property
     def _pool_rc(self) -> Tensor:

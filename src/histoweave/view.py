@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from histoweave import _keys as K
-from histoweave.batch import Needs
+from histoweave.batch import IMAGE, Needs
 from histoweave.data.image import Window
 from histoweave.data.section import Cohort, Section
 from histoweave.data.store import Store
@@ -88,7 +88,7 @@ class View:
         progress: Callable[[int, int, str], None] | None = None,
     ) -> Features:
         """Embeddings and windows of the cohort, as far as a model needs them; from the store where they are there."""
-        if not needs & (Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.WINDOW | Needs.SEQ):
+        if not needs & IMAGE:
             return {}
         encoder = self.make_encoder(device)
         context = CONTEXT if Needs.CTX_EMB in needs else 0

@@ -37,6 +37,9 @@ GIVES = {
     Needs.COUNTS: {"counts", "library"},
     Needs.PATIENT: {"patient"},
     Needs.PRIOR: {"prior"},
+    Needs.POOLED: {"pooled"},
+    Needs.ADJACENCY: {"adjacency"},
+    Needs.ADJACENCY_RAW: {"adjacency_raw"},
     Needs.SEQ: {"seq", "emb"},
     Needs.WHOLE_SECTION: set(),
 }

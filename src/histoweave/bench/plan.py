@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from histoweave.batch import Dims, Needs
+from histoweave.batch import FROZEN, Dims, Needs
 from histoweave.bench.benchmark import Benchmark
 from histoweave.data.section import Cohort, Section
 from histoweave.embed import SectionFeatures, encoder_card
@@ -18,7 +18,6 @@ from histoweave.embed.context import lay_tiles
 from histoweave.feed import Feed
 from histoweave.models import create
 from histoweave.train import Spec
-from histoweave.train.spec import FROZEN
 from histoweave.view import CONTEXT, Features, View
 
 _TILES = CONTEXT * CONTEXT

@@ -16,22 +16,23 @@ from torch import Tensor, nn
 
 from histoweave import _keys as K
 from histoweave.batch import Dims, Needs
-from histoweave.data.section import PITCH_UM, Cohort, Section
+from histoweave.data.section import Cohort, Section
 from histoweave.data.store import Store
 from histoweave.embed import SectionFeatures, encoder_card
 from histoweave.embed.weights import read_weights
 from histoweave.feed import Feed, dense_rc
 from histoweave.models import create
-from histoweave.pp.lattice import pitch
 from histoweave.train.loop import History, Progress, fit, predictions
 from histoweave.train.recipe import Recipe
-from histoweave.train.regions import regions
+from histoweave.train.regions import regions, spacing
 from histoweave.train.saved import write_folder
 from histoweave.train.spec import resolve
 from histoweave.view import Features, FittedView, View
 
 CHUNK = 4096  # spots predicted at a time by models that look at each spot alone
 HALO = 5  # lattice steps
+TOGETHER = Needs.POOL | Needs.WHOLE_SECTION | Needs.NBR | Needs.ADJACENCY | Needs.ADJACENCY_RAW  # all spots at once
+AROUND = Needs.CTX_EXPR | Needs.POOLED  # the spots around each
 STATISTICS = ("shift", "scale", "center")  # of a fitted view
 
 
@@ -122,7 +123,7 @@ class Learner:
             self.encoder_digest = self.view.make_encoder(self.device).digest
         self.fitted = self.view.fit(train, features)
         self.max_context = max(section.n for section in train)
-        self.spacing = _spacing(train)
+        self.spacing = spacing(train)
         feed = Feed(self.fitted, train, features, self.needs, device=self.device, hops=self.spec.hops)
         torch.manual_seed(self.seed)
         self.width = feed.width
@@ -166,11 +167,11 @@ class Learner:
         self._check_images(Cohort([section]))
         features = self._embed(Cohort([section]))
         rc = dense_rc(section)
-        together = bool(self.needs & (Needs.POOL | Needs.WHOLE_SECTION | Needs.NBR))
+        together = bool(self.needs & TOGETHER)
         at_most = self.max_context if together else max(CHUNK, self.max_context)
         cut = [(np.arange(section.n), np.ones(section.n, dtype=bool))]
         if section.n > at_most:
-            cut = list(regions(rc, at_most, halo=HALO if together or Needs.CTX_EXPR in self.needs else 0))
+            cut = list(regions(rc, at_most, halo=HALO if together or self.needs & AROUND else 0))
         for rows, core in cut:
             part = section if len(rows) == section.n else section.with_spots(section.spots[rows].copy())
             taken = {id: found.take(rows) for id, found in features.items()} if part is not section else features
@@ -339,12 +340,3 @@ def _trunk_init(module: nn.Module, weights: str | None) -> str | None:
     if getattr(module, "trunk", None) is None:
         return None
     return "random" if weights is None else Path(weights).name
-
-
-def _spacing(train: Cohort) -> dict[str, Any]:
-    """Platform and centre-to-centre distance in µm of the training spots: how a slide without spots is tiled."""
-    platforms = [section.platform for section in train]
-    platform = max(dict.fromkeys(platforms), key=platforms.count)
-    measured = [pitch(s.xy) * s.um_per_px for s in train if s.platform == platform and s.um_per_px and s.n > 1]
-    known = PITCH_UM.get(platform)
-    return {"platform": platform, "pitch_um": known or (float(np.median(measured)) if measured else None)}

@@ -1,10 +1,17 @@
-"""Cuts a section into regions for models that look at all spots at once, so that memory does not grow with the slide."""
+"""How sections lie: cut into regions for models that look at all spots at once, and the spacing of their spots.
+
+Regions keep memory from growing with the slide.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+
+from histoweave.data.section import PITCH_UM, Cohort
+from histoweave.pp.lattice import pitch
 
 _LEAST = 64  # spots of a region below which it is not cut further, whatever its halo adds
 
@@ -37,3 +44,12 @@ def regions(rc: np.ndarray, at_most: int, *, halo: int = 5) -> Iterator[tuple[np
         axis = int(np.ptp(rc[part], axis=0).argmax())
         order = part[np.argsort(rc[part, axis], kind="stable")]
         stack += [np.sort(order[len(order) // 2 :]), np.sort(order[: len(order) // 2])]
+
+
+def spacing(train: Cohort) -> dict[str, Any]:
+    """Platform and centre-to-centre distance in µm of the training spots: how a slide without spots is tiled."""
+    platforms = [section.platform for section in train]
+    platform = max(dict.fromkeys(platforms), key=platforms.count)
+    measured = [pitch(s.xy) * s.um_per_px for s in train if s.platform == platform and s.um_per_px and s.n > 1]
+    known = PITCH_UM.get(platform)
+    return {"platform": platform, "pitch_um": known or (float(np.median(measured)) if measured else None)}

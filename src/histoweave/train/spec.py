@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from histoweave.batch import Card, Needs
+from histoweave.batch import FROZEN, IMAGE, Card, Needs
 from histoweave.embed import as_trunk, list_encoders
 from histoweave.models import COMMON, blank, card_of, parse
 from histoweave.train.recipe import Recipe, load_recipe
-
-FROZEN = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.SEQ  # made by the frozen encoder
-IMAGE = FROZEN | Needs.WINDOW
 
 
 @dataclass(frozen=True, slots=True)
