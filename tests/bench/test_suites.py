@@ -44,6 +44,7 @@ def test_published_values_are_those_of_the_paper() -> None:
 
 def test_every_suite_is_read_whole() -> None:
     table = tomllib.loads(files("histoweave.bench").joinpath("suites.toml").read_text("utf-8"))
+    del table["variants"]
     assert [row.name for row in suites()] == list(table)
     for row in suites():
         values = table[row.name].get("published") or table[row.name]["published_sections"]

@@ -27,30 +27,6 @@ METRICS = {"mse": "mse", "mae": "mae", "pcc_m": "pcc", "pcc_h_paper": "pcc_h_pap
 PHANTOM_UM_PER_PX = 5.0
 PHANTOM_WINDOW_PX = 40  # the phantom's tile of 200 µm
 
-# With which arguments a suite runs a model: the TRIPLEX authors have one configuration per dataset.
-ARGUMENTS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
-    "triplex-bc1": {"triplex": {"preset": "bc1"}},
-    "triplex-bc2": {"triplex": {"preset": "bc2"}},
-    "triplex-scc": {"triplex": {"preset": "scc"}},
-    "triplex-visium": {"triplex": {"preset": "bc1"}},  # trained on BC1
-}
-# Published rows that are a model of ours with other arguments. "without fusion loss" is not among them: the paper does
-# not say whether the branches keep their own losses.
-VARIANTS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
-    "triplex": {
-        "tem": {"neighbor": False, "global_": False},
-        "nem": {"target": False, "global_": False},
-        "gem": {"target": False, "neighbor": False},
-        "without target branch": {"target": False},
-        "without neighbour branch": {"neighbor": False},
-        "without global branch": {"global_": False},
-        "peg=none": {"peg": "none"},
-        "peg=square": {"peg": "peg"},
-        "fusion=sum": {"fusion": "sum"},
-        "fusion=concat": {"fusion": "concat"},
-        "fusion=attention": {"fusion": "attention"},
-    }
-}
 # Arguments that say where a model's images go in, which every row of the run's own table prints; not another model.
 _INPUTS = ("trunk", "init")
 
@@ -87,6 +63,10 @@ class Suite:
         Which phantom has the shape of the training data.
     published, ablations
         Model → metric → one value, or one per test section (external).
+    arguments
+        With which arguments the authors ran a model on this dataset.
+    variants
+        Published rows that are a model of ours with other arguments, by model and row.
     """
 
     name: str
@@ -104,6 +84,8 @@ class Suite:
     test_patients: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     published: Mapping[str, Row] = field(default_factory=dict)
     ablations: Mapping[str, Row] = field(default_factory=dict)
+    arguments: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Mapping[str, object]]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -181,7 +163,7 @@ class Suite:
     def spec(self, spec: str) -> str:
         """A model with the arguments that the authors gave it on this dataset, where it is written without them."""
         name, given = parse(spec)
-        own = [f"{k}={v}" for k, v in ARGUMENTS.get(self.name, {}).get(name, {}).items() if k not in given]
+        own = [f"{k}={v}" for k, v in self.arguments.get(name, {}).items() if k not in given]
         if not own:
             return spec
         head, bracket, inside = spec.strip().partition("[")
@@ -190,9 +172,11 @@ class Suite:
     def published_as(self, spec: str) -> str | None:
         """The published row that a model of ours is to be compared with; None where there is none."""
         name, given = parse(spec)
-        own = ARGUMENTS.get(self.name, {}).get(name, {})
+        own = self.arguments.get(name, {})
         changed = {k: v for k, v in given.items() if k not in _INPUTS and own.get(k) != v}
-        labels = [name] if not changed else [label for label, args in VARIANTS.get(name, {}).items() if args == changed]
+        labels = (
+            [name] if not changed else [label for label, args in self.variants.get(name, {}).items() if args == changed]
+        )
         return next((label for label in labels if label in self.published or label in self.ablations), None)
 
     @property
@@ -205,7 +189,8 @@ class Suite:
 def suites() -> tuple[Suite, ...]:
     """All suites, in the order of the file; `ValueError` for a row with an unknown entry."""
     table = tomllib.loads(files("histoweave.bench").joinpath("suites.toml").read_text(encoding="utf-8"))
-    return tuple(_suite(name, row) for name, row in table.items())
+    variants = table.pop("variants")
+    return tuple(_suite(name, row | {"variants": variants}) for name, row in table.items())
 
 
 def suite(name: str) -> Suite:
