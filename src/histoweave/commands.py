@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import pandas as pd
@@ -269,7 +270,7 @@ def fit(
         learner.expected, learner.expected_note = expected, note
     elif settings.cv:
         say(f"cross-validation over {settings.cv} folds of patients")
-        learner.expected = _cross_validated(chosen, settings, progress)
+        learner.expected = _cross_validated(chosen, settings, checkpoint and checkpoint / "cv", progress)
         learner.expected_note = f"{settings.cv}-fold cross-validation by patient"
     if out is not None:
         learner.save(out)
@@ -298,9 +299,10 @@ def _checkpoint(out: Path, cohort: Cohort, settings: FitSettings) -> Path:
     return out.with_name(f".{out.name}-{address[:16]}")
 
 
-def _cross_validated(cohort: Cohort, settings: FitSettings, progress: Progress | None) -> pd.DataFrame:
-    from tempfile import TemporaryDirectory
-
+def _cross_validated(
+    cohort: Cohort, settings: FitSettings, folder: Path | None, progress: Progress | None
+) -> pd.DataFrame:
+    """The accuracy per gene over folds of patients; with a folder, a killed run goes on where it stopped."""
     benchmark = Benchmark(
         name="cv",
         cohort=cohort,
@@ -312,9 +314,10 @@ def _cross_validated(cohort: Cohort, settings: FitSettings, progress: Progress |
         seeds=(settings.seed,),
         trunk_weights=settings.trunk_weights,
     )
-    with TemporaryDirectory() as folder:
-        cells = benchmark.run(folder, settings.open_store(), device=settings.device, progress=progress)
-        return expected_accuracy(summarise(benchmark, cells, folder), settings.model)
+    with TemporaryDirectory() as temporary:
+        run = Path(temporary) if folder is None else folder
+        cells = benchmark.run(run, settings.open_store(), device=settings.device, progress=progress)
+        return expected_accuracy(summarise(benchmark, cells, run), settings.model)
 
 
 def predict(

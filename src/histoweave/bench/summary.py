@@ -117,11 +117,18 @@ def _pm(mean: float, sd: float) -> str:
     return "–" if np.isnan(mean) else f"{mean:.4f} ± {sd:.4f}"
 
 
+def _looking(card: dict[str, Any]) -> dict[str, Any]:
+    """The card of the stage that looks at images: the first one."""
+    return _looking(card["first"]) if card["first"] else card
+
+
 def _encoder(card: dict[str, Any]) -> str:
+    card = _looking(card)
     return card["encoder"]["name"] if card["encoder"] else "none"
 
 
 def _init(card: dict[str, Any]) -> str:
+    card = _looking(card)
     if card["trunk"] is not None:
         return str(card["trunk"])
     return card["encoder"]["init"] if card["encoder"] else "–"
@@ -130,7 +137,7 @@ def _init(card: dict[str, Any]) -> str:
 _PROVENANCE = {
     "encoder": _encoder,
     "init": _init,
-    "trunk": lambda card: str(card["args"].get("trunk", "–")),
+    "trunk": lambda card: str(_looking(card)["args"].get("trunk", "–")),
     "parameters": lambda card: card["parameters"],
     "recipe": lambda card: card["recipe"]["name"],
     "inner split": lambda card: card["inner_split"],
@@ -140,7 +147,7 @@ _PROVENANCE = {
 
 def _standardize(card: dict[str, Any]) -> str:
     how = str(card["view"]["standardize"])
-    return f"{how} (transductive)" if how in ("section", "both") and card["encoder"] else how
+    return f"{how} (transductive)" if how in ("section", "both") and _looking(card)["encoder"] else how
 
 
 def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> Report:
