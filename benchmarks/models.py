@@ -30,7 +30,7 @@ from histoweave.bench.summary import Report
 from histoweave.commands import bench
 from histoweave.data.phantom import Phantom, phantom
 from histoweave.feed import Feed
-from histoweave.models import blank, card_of, create, list_models
+from histoweave.models import blank, card_of, create, list_models, split_specs
 from histoweave.train import resolve
 from histoweave.train.loop import fit
 
@@ -70,7 +70,7 @@ def row(report: Report, truth: Phantom, model: str, recipe: str) -> dict[str, An
     made: dict[str, Any] = {
         "model": model,
         "context": bool(spec.needs & ~(SPOT_ONLY | Needs.PATIENT)),
-        "card": card["trunk"],
+        "init": card["trunk"] or ("frozen encoder: ImageNet" if spec.embeds else "–"),
     }
     for family in FAMILIES:
         part = own[(own["metric"] == "pcc") & (own["family"] == family)]
@@ -146,7 +146,7 @@ def page(found: list[dict[str, Any]], costs: list[dict[str, Any]], cards: dict[s
         ["model", "reads", "local PCC (95 %)", "local pattern MSE / mean's", *FAMILIES[1:], "parameters (as run)", "init"],
         [
             [f"`{r['model']}`", "context" if r["context"] else "spot", interval(r["local"]), f"{r['pattern'] / mean:.3f}",
-             *(f"{r[f][0]:.3f}" for f in FAMILIES[1:]), f"{r['parameters']:,}", r["card"] or "frozen encoder: ImageNet"]
+             *(f"{r[f][0]:.3f}" for f in FAMILIES[1:]), f"{r['parameters']:,}", r["init"]]
             for r in found
         ],
     )  # fmt: skip
@@ -224,7 +224,7 @@ def run() -> None:
     if given.one:
         print(json.dumps(one(given.one, given.recipe)))
         return
-    chosen = given.models.split(",") if given.models else models()
+    chosen = split_specs(given.models) if given.models else models()
     with tempfile.TemporaryDirectory() as temporary:
         for part in given.only.split(","):
             folder = given.work or Path(temporary)

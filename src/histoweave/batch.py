@@ -182,7 +182,8 @@ class SpotModel(Protocol):
 
     It is built as ``cls(dims, **arguments)``, with explicit keyword arguments only. A model may also have
     ``index(feed)``, called once before training with all training spots: reference banks, normal equations, means;
-    ``features(batch)`` (b, d), which lets it be the first stage of another; and ``hops``, how far its neighbours reach.
+    ``features(batch)`` (b, d), which lets it be the first stage of another; and ``hops`` and ``halo``, how far its neighbours
+    reach and how far it looks around a region of a section, in lattice steps.
     """
 
     card: ClassVar[Card]

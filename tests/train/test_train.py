@@ -23,8 +23,8 @@ RECIPE = Recipe(name="short", epochs=6, batch=32, lr=1e-3, patience=20)
 MODEL = "triplex"
 
 
-def learner(view: View, store: Store, **changes: object) -> Learner:
-    recipe = replace(RECIPE, args=model_class(MODEL).tiny() | {"trunk": "frozen"})
+def learner(view: View, store: Store, optimizer: str = "adam", **changes: object) -> Learner:
+    recipe = replace(RECIPE, optimizer=optimizer, args=model_class(MODEL).tiny() | {"trunk": "frozen"})
     return Learner(MODEL, view, store, recipe=recipe, **changes)  # type: ignore[arg-type]
 
 
@@ -32,26 +32,44 @@ class Killed(Exception):
     """Stands for the signal."""
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "nadam"])
 def test_a_killed_training_ends_with_the_same_weights(
-    small: Phantom, view: View, shared_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, small: Phantom, view: View, shared_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    whole = learner(view, shared_store).fit(small.cohort)
+    whole = learner(view, shared_store, optimizer).fit(small.cohort)
 
     def kill(done: int, total: int, label: str) -> None:
         if done == 4 and total == RECIPE.epochs:
             raise Killed
 
     with pytest.raises(Killed):
-        learner(view, shared_store, checkpoint=tmp_path, progress=kill).fit(small.cohort)
+        learner(view, shared_store, optimizer, checkpoint=tmp_path, progress=kill).fit(small.cohort)
     seen: list[int] = []
-    again = learner(view, shared_store, checkpoint=tmp_path, progress=lambda done, total, label: seen.append(done))
+    again = learner(
+        view, shared_store, optimizer, checkpoint=tmp_path, progress=lambda done, total, label: seen.append(done)
+    )
     again.fit(small.cohort)
     assert min(seen) >= 4  # the first epochs were not run again
     assert whole.module is not None and again.module is not None
     for a, b in zip(whole.module.state_dict().values(), again.module.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert whole.history.rows == again.history.rows
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.SGD])
+def test_the_recipe_names_the_optimiser(kind: type[torch.optim.Optimizer]) -> None:
+    recipe = replace(RECIPE, optimizer=kind.__name__.lower(), weight_decay=0.1)  # type: ignore[arg-type]
+    ours, theirs = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    made, plain = loop._optimizer(ours, recipe), kind(theirs.parameters(), lr=recipe.lr, weight_decay=0.1)  # type: ignore[call-arg]
+    assert type(made) is kind
+    for _ in range(3):
+        for module, optimizer in ((ours, made), (theirs, plain)):
+            optimizer.zero_grad()
+            module(torch.ones(4, 3)).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
 
 
 def test_the_seed_decides(small: Phantom, view: View, shared_store: Store) -> None:
@@ -123,5 +141,7 @@ def test_recipes() -> None:
     with pytest.raises(ValueError, match="did you mean 'paper'"):
         load_recipe("triplex", "papre")
     assert Recipe(schedule="step:50:0.9", lr=1.0).rate(100) == pytest.approx(0.81)
+    with pytest.raises(ValueError, match=r"optimizer='rmsprop'; expected one of .*'nadam'"):
+        Recipe(optimizer="rmsprop")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="schedule 'often'"):
         Recipe(schedule="often").rate(0)

@@ -30,7 +30,6 @@ from histoweave.train.spec import resolve
 from histoweave.view import Features, FittedView, View
 
 CHUNK = 4096  # spots predicted at a time by models that look at each spot alone
-HALO = 5  # lattice steps
 TOGETHER = Needs.POOL | Needs.WHOLE_SECTION | Needs.NBR | Needs.ADJACENCY | Needs.ADJACENCY_RAW  # all spots at once
 AROUND = Needs.CTX_EXPR | Needs.POOLED  # the spots around each
 STATISTICS = ("shift", "scale", "center")  # of a fitted view
@@ -171,7 +170,7 @@ class Learner:
         at_most = self.max_context if together else max(CHUNK, self.max_context)
         cut = [(np.arange(section.n), np.ones(section.n, dtype=bool))]
         if section.n > at_most:
-            cut = list(regions(rc, at_most, halo=HALO if together or self.needs & AROUND else 0))
+            cut = list(regions(rc, at_most, halo=self.spec.halo if together or self.needs & AROUND else 0))
         for rows, core in cut:
             part = section if len(rows) == section.n else section.with_spots(section.spots[rows].copy())
             taken = {id: found.take(rows) for id, found in features.items()} if part is not section else features

@@ -33,7 +33,7 @@ class Recipe:
 
     name: str = "cpu"
     args: dict[str, Any] = field(default_factory=dict)
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "nadam", "sgd"] = "adam"
     lr: float = 1e-4
     weight_decay: float = 0.0
     momentum: float = 0.0
@@ -47,7 +47,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         allowed = {
-            "optimizer": ("adam", "adamw", "sgd"),
+            "optimizer": ("adam", "adamw", "nadam", "sgd"),
             "monitor": ("pcc", "mse"),
             "precision": ("32-true", "bf16-mixed"),
         }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from typing import Any
 
 from histoweave.batch import FROZEN, IMAGE, Card, Needs
 from histoweave.embed import as_trunk, list_encoders
-from histoweave.models import COMMON, blank, card_of, parse
+from histoweave.models import COMMON, blank, card_of, model_class, parse
 from histoweave.train.recipe import Recipe, load_recipe
+
+HALO = 5  # lattice steps that a model looks at around a region, if it does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +29,9 @@ class Spec:
         Whether it learns the difference from the training mean.
     first
         The stage before it, whose features and predictions it starts from.
-    needs, hops
-        What it reads from a batch, and how far its neighbours reach.
+    needs, hops, halo
+        What it reads from a batch, how far its neighbours reach, and what a region of a large section needs around it,
+        both in lattice steps.
     """
 
     text: str
@@ -38,6 +42,7 @@ class Spec:
     first: Spec | None
     needs: Needs
     hops: int
+    halo: int
 
     @property
     def card(self) -> Card:
@@ -77,11 +82,11 @@ def resolve(text: str, recipe: str | Recipe) -> Spec:
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(name, recipe)
     args = recipe.args | given
     common = {key: args.pop(key) for key in COMMON if key in args}
-    if args.get("trunk") in _encoders():
-        args["trunk"] = as_trunk(args["trunk"])
+    if args.get("trunk") in _encoders() and signature(model_class(name)).parameters["trunk"].annotation == "str":
+        args["trunk"] = as_trunk(args["trunk"])  # models with a fixed choice of image parts say so themselves
     first = resolve(common["first"], recipe.name) if common.get("first") else None
     model = blank(name, args)
     if first is not None and not hasattr(blank(first.name, first.args), "features"):
         raise ValueError(f"model {first.name!r} cannot be the first stage of {name!r}: it has no features to hand on")
-    hops = getattr(model, "hops", 1)
-    return Spec(text, name, args, recipe, bool(common.get("delta")), first, model.needs, hops)
+    reach = {"hops": getattr(model, "hops", 1), "halo": getattr(model, "halo", HALO)}
+    return Spec(text, name, args, recipe, bool(common.get("delta")), first, model.needs, **reach)

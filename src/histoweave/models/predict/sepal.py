@@ -94,7 +94,7 @@ class Sepal(nn.Module):
         self.legacy = [one_of("legacy", name, CHOICES["legacy"]) for name in _several(legacy)]
         if dims.emb < 4 or dims.emb % 4:
             raise ValueError(f"the embeddings are {dims.emb} wide; expected a multiple of 4: give another encoder")
-        self.hops, self.width = at_least("hops", hops, 1), dims.emb
+        self.hops, self.halo, self.width = at_least("hops", hops, 1), 2 * hops, dims.emb
         into = dims.emb * (2 if self.position == "concat" else 1)
         self.pre = nn.Sequential()
         for width in _several(usual["pre"] if pre is None else pre):
