@@ -118,7 +118,7 @@ def say(text: str) -> None:
 def show(table: Any, title: str) -> None:
     """A pandas table, in colour and as wide as the terminal allows."""
     drawn = Table(title=title, title_justify="left")
-    drawn.add_column(table.index.name or "")
+    drawn.add_column(table.index.name or "", no_wrap=True)
     for column in table.columns:
         drawn.add_column(str(column), justify="right")
     for index, row in zip(table.index, table.itertuples(index=False), strict=True):
@@ -252,6 +252,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="folder of a finished run")],
     cohort: Annotated[str | None, typer.Option(help="the cohort, for maps over its images")] = None,
     genes: Annotated[str | None, typer.Option(help="genes to draw, joined by commas")] = None,
+    labels: Annotated[str | None, typer.Option(help="obs column to compare in: COLUMN, COLUMN=A or COLUMN=A:B")] = None,
 ) -> None:
     """Write the HTML report of a run again, for chosen genes."""
     from histoweave.bench.summary import Report
@@ -260,7 +261,7 @@ def report(
 
     chosen = [gene.strip() for gene in genes.split(",")] if genes else None
     found = Report.read(run)
-    say(f"report: {write_html(found, read_cohort(cohort) if cohort else None, genes=chosen)}")
+    say(f"report: {write_html(found, read_cohort(cohort) if cohort else None, genes=chosen, labels=labels)}")
 
 
 @app.command()
@@ -268,7 +269,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     """List the models."""
     from histoweave.models import describe, list_models
 
-    columns = ("name", "title", "task", "learns", "needs", "parameters", "citation", "licence")
+    columns = ("name", "title", "learns", "needs", "parameters")  # citations and licences are in the JSON
     _print_table([describe(name) for name in list_models()], as_json, "models", columns)
 
 

@@ -22,7 +22,7 @@ FLOORS = {
     "batch": 4,
     "view": 5, "feed": 5, "models": 5,
     "train": 6,
-    "bench": 7,
+    "bench": 7, "bio": 7,
     "pl": 8, "report": 8, "export": 8, "inference": 8, "settings": 8,
     "commands": 9, "demo": 9, "doctor": 9,
     "cli": 10, "__main__": 10,

@@ -44,7 +44,7 @@ def test_import_is_fast() -> None:
     assert extra < BUDGET_S, f"import histoweave takes {extra:.2f} s more than a bare interpreter, at most {BUDGET_S} s"
 
 
-@pytest.mark.parametrize("room", ["data", "pp"])
+@pytest.mark.parametrize("room", ["data", "pp", "bio"])
 def test_no_module_of_the_lower_floors_loads_torch(room: str) -> None:
     files = [path for path in sorted((SRC / room).rglob("*.py")) if path.name != "__init__.py"]
     modules = [".".join(path.relative_to(SRC.parent).with_suffix("").parts) for path in files]

@@ -38,7 +38,7 @@ def _cell(model: str, fold: str, seed: int, genes: Sequence[str], truth: Phantom
         "citation": "Doe 2020" if method else "control", "control": not method, "args": {"trunk": "frozen"} if method else {},
         "encoder": {"name": "efficientnet-lite0", "init": "ImageNet", "licence": "Apache-2.0", "citation": "Tan 2019"},
         "trunk": None, "parameters": 29_031_640 if method else 0, "recipe": {"name": "tiny"}, "inner_split": "patients",
-        "view": {"standardize": "train"}, "units": "ln(count / given size factor + 1)", "spots": test.n,
+        "first": None, "view": {"standardize": "train"}, "units": "ln(count / given size factor + 1)", "spots": test.n,
         "panel": {"genes": list(genes)}, "panel_digest": "abc123", "best_epoch": 1 if method else -1,
         "history": [{"loss": 1.0}] * 4 if method else [], "test": [fold],
         "trained_on": [p for p in truth.cohort.patients if p != test.patient],

@@ -28,7 +28,7 @@ from histoweave.report.html import inline_svg
 MakeRun = Callable[..., Report]
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 HEADINGS = ["Before reading the numbers", "Results", "Against ridge", "Accuracy against the ceiling of each gene",
-            "Marker maps", "Where the prediction errs", "Folds", "Genes", "Fingerprint"]  # fmt: skip
+            "Marker maps", "Where the prediction errs", "Biology", "Folds", "Genes", "Fingerprint"]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -94,9 +94,9 @@ def test_light_and_dark_use_the_same_variables(page: str) -> None:
 def test_figures_and_tables_say_what_they_are(page: str) -> None:
     tags = Page(page).tags
     drawings = [attributes for tag, attributes in tags if tag == "svg"]
-    assert len(drawings) == 6  # dots, ceiling, three genes, error
+    assert len(drawings) == 9  # dots, ceiling, three genes, error; biology: variance, one gene over its mean, histogram
     assert all(attributes["role"] == "img" and len(attributes["aria-label"] or "") > 40 for attributes in drawings)
-    assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags) == 5
+    assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags) == 6
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in tags:  # every reference inside the page has its target
@@ -192,7 +192,7 @@ def test_controls_and_shortened_recipes_are_marked(run: Report, page: str) -> No
     assert [rows[m].control for m in run.models] == [True, True, False]
     assert [rows[m].partial for m in run.models] == [False, False, True]
     assert "29 031 640" in page
-    assert page.count('<span class="tag">control</span>') == 3  # two in the results, one against ridge
+    assert page.count('<span class="tag">control</span>') == 5  # two in the results, one against ridge, two in biology
 
 
 EVIL = '<script>alert("1")</script>&amp;\'$x$'
@@ -231,7 +231,8 @@ def test_without_a_cohort_the_maps_have_positions_only(run: Report) -> None:
     text = write_html(run, None).read_text(encoding="utf-8")
     assert "H&amp;E" not in text
     assert "because the cohort was not given" in text
-    assert len(re.findall("<svg", text)) == 6
+    assert len(re.findall("<svg", text)) == 9
+    assert "No labels: the cohort was not given" in text
 
 
 def test_the_section_shown_is_the_first_with_an_image(run: Report, six: Phantom) -> None:

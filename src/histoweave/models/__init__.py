@@ -41,6 +41,13 @@ _MODELS = {
     "bleep": "histoweave.models.predict.bleep:BLEEP",
     "egn": "histoweave.models.predict.egn:EGN",
     "eggn": "histoweave.models.predict.eggn:EGGN",
+    "mlp": "histoweave.models.predict.mlp:MLP",
+    "gnn": "histoweave.models.predict.gnn:GNN",
+    "ols": "histoweave.models.predict.linear:OLS",
+    "lasso": "histoweave.models.predict.linear:Lasso",
+    "ridge-gene": "histoweave.models.predict.linear:RidgePerGene",
+    "poisson": "histoweave.models.predict.counts:Poisson",
+    "nb": "histoweave.models.predict.counts:NB",
 }
 
 

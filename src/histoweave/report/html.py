@@ -30,6 +30,8 @@ from histoweave.pl import Plate, ceiling_scatter, error_map, marker_map, patient
 from histoweave.pl.maps import GROUND, INK, LINE, MUTED
 from histoweave.pl.scores import CONTROL, METHOD
 from histoweave.report import tables
+from histoweave.report.biology import Biology, biology
+from histoweave.report.labels import Labels
 
 _DPI = 190  # of raster layers: about two image px per CSS px
 _JPEG = 85
@@ -98,7 +100,9 @@ class Shown:
         return dict(rows.sort_values("seed").groupby("model", observed=True)["value"].first())
 
 
-def write_html(report: Report, cohort: Cohort | None, *, genes: list[str] | None = None) -> Path:
+def write_html(
+    report: Report, cohort: Cohort | None, *, genes: list[str] | None = None, labels: str | None = None
+) -> Path:
     """Writes ``report.html`` into the folder of a run and returns its path.
 
     Parameters
@@ -107,18 +111,23 @@ def write_html(report: Report, cohort: Cohort | None, *, genes: list[str] | None
         The cohort of the run, for the images, spot sizes and annotations of the maps; None draws positions alone.
     genes
         Genes of the marker maps; by default the three that the models predict best among those measured reliably.
+    labels
+        Column of ``obs`` whose labels are compared under "Biology": ``column``, ``column=label`` (against all others) or
+        ``column=label:label``. By default ``label``, where the section shown has it.
 
     Raises
     ------
     ValueError
-        A gene that the run did not score; a cohort without any test section of the run.
+        A gene that the run did not score; a cohort without any test section of the run; a column that it lacks.
     """
     chosen = _checked_genes(report, genes)
-    shown = _choose_section(report, cohort, chosen)
+    compared = Labels.read(labels, cohort)
+    shown = _choose_section(report, cohort, chosen, compared if labels else None)
     chosen = chosen or tables.default_genes(report, among=sorted(shown.genes()))
     here = [gene for gene in chosen if gene in shown.genes()]
     best = tables.best_model(report)
     trained, folds = tables.fold_rows(report)
+    living, living_drawings = _biology(shown, cohort, here, best, compared)
     environment = Environment(
         loader=PackageLoader("histoweave.report", "."),
         autoescape=True,
@@ -136,7 +145,7 @@ def write_html(report: Report, cohort: Cohort | None, *, genes: list[str] | None
         maps=_maps(shown, here), absent=[gene for gene in chosen if gene not in here],
         error=_error(shown, best, here[0]) if here else None, best=best, trained=trained, folds=folds,
         genes=tables.gene_rows(report), models=report.models, controls=tables.controls(report),
-        limit=MIN_RELIABILITY, facts=tables.fingerprint_rows(report),
+        limit=MIN_RELIABILITY, facts=tables.fingerprint_rows(report), biology=living, biology_drawings=living_drawings,
     )  # fmt: skip
     path = report.folder / "report.html"
     with writing(path) as file:
@@ -159,8 +168,11 @@ def _checked_genes(report: Report, genes: Sequence[str] | None) -> list[str]:
     return chosen
 
 
-def _choose_section(report: Report, cohort: Cohort | None, genes: Sequence[str]) -> Shown:
-    """The first test section that has an image, of the fold whose panel holds most of the genes asked for."""
+def _choose_section(report: Report, cohort: Cohort | None, genes: Sequence[str], labels: Labels | None = None) -> Shown:
+    """The first test section that has an image, of the fold whose panel holds most of the genes asked for.
+
+    With `labels`, one that has them comes before one that has an image.
+    """
     panels = {c["fold"]: set(c["panel"]["genes"]) for c in report.cells}
     places = [(fold, id) for fold, test in report.card["folds"].items() for id in test if fold in panels]
     if cohort is not None:
@@ -170,6 +182,7 @@ def _choose_section(report: Report, cohort: Cohort | None, genes: Sequence[str])
                 f"the cohort has no test section of this run (the run: {', '.join(id for _, id in places[:5])}; "
                 f"the cohort: {', '.join(cohort.ids[:5])}). Give the cohort that was benchmarked"
             )
+        there = [place for place in there if labels is not None and labels.there(cohort[place[1]])] or there
         places = [place for place in there if cohort[place[1]].image is not None] or there
     fold, id = max(places, key=lambda place: len(panels[place[0]] & set(genes)))
     patient = str(report.card["patients"][id])
@@ -252,6 +265,15 @@ def _error(shown: Shown, model: str, gene: str) -> Drawing | None:
         f"{gene}: measured, predicted by {model}, and the error ({words}). Red: too high.",
         f"Maps of {gene} in section {shown.section}: measured, predicted by {model}, and error, {words}.",
     )
+
+
+def _biology(
+    shown: Shown, cohort: Cohort | None, genes: Sequence[str], best: str, labels: Labels
+) -> tuple[Biology, list[Drawing]]:
+    section = None if cohort is None else cohort[shown.section]
+    units = str(shown.report.cells[0]["units"])
+    found = biology(shown.predictions(), section, shown.plate, genes, best, labels, units=units)
+    return found, [_drawing(one.figure, f"bio-{one.name}", one.caption, one.alt) for one in found.shots]
 
 
 def _drawing(figure: Figure, name: str, caption: str, alt: str) -> Drawing:

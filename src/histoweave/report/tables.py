@@ -129,7 +129,7 @@ def ridge_rows(report: Report) -> list[dict[str, str]]:
     return [
         {
             "model": row.model, "difference": _signed(row.difference), "patients": str(row.n_patients),
-            "p": _p(row.p), "p_holm": _p(row.p_holm), "p_min": _p(row.p_min),
+            "p": p_value(row.p), "p_holm": p_value(row.p_holm), "p_min": p_value(row.p_min),
             "how": ("exact" if row.exact else "Monte Carlo") if row.testable else "not testable",
         }
         for row in report.tests.itertuples(index=False)
@@ -140,7 +140,8 @@ def _signed(value: float) -> str:
     return "–" if not np.isfinite(value) else f"{value:+.3f}".replace("-", "−")
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """A p-value with four digits; "–" where there is none."""
     return "–" if not np.isfinite(value) else ("< 0.0001" if value < 1e-4 else f"{value:.4f}")
 
 

@@ -68,8 +68,8 @@ class EGGN(nn.Module):
         citation="Yang Y, Hossain MZ, Stone E, Rahman S. Spatial transcriptomics analysis of gene expression prediction "
         "using exemplar guided graph neural network. Pattern Recognition 145, 109966 (2024).",
         retrieves=True,
-        wrong="The expression of the exemplars never enters a message: a variable was overwritten, and hidden channels "
-        "are taken in its place.",
+        wrong="the expression of the exemplars never enters a message: a variable was overwritten, and hidden channels "
+        "are taken in its place",
     )
     needs: Needs = Needs.EMB | Needs.ARRAY_XY | Needs.WHOLE_SECTION
 

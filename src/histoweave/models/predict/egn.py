@@ -74,8 +74,8 @@ class EGN(nn.Module):
         published={"BC1 MSE": 0.241, "BC1 PCC(M)": 0.197, "BC1 PCC(H)": 0.328, "BC2 MSE": 0.192, "BC2 PCC(M)": 0.111}
         | {"BC2 PCC(H)": 0.203, "SCC MSE": 0.281, "SCC PCC(M)": 0.281, "SCC PCC(H)": 0.388},  # as run for TRIPLEX
         retrieves=True,
-        wrong="Two pairs of the six slides are one image with different counts, and every fold splits a pair, so that "
-        "each is tested on an image it was trained on.",
+        wrong="two pairs of the six slides are one image with different counts, and every fold splits a pair, so that "
+        "each is tested on an image it was trained on",
     )
     needs: Needs = Needs.WINDOW | Needs.EMB  # as in the paper; an instance has its own
 

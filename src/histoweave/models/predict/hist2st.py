@@ -89,9 +89,9 @@ class Hist2ST(nn.Module):
         "Transformer and graph neural networks. Briefings in Bioinformatics 23(5), bbac297 (2022).",
         published={"BC1 MSE": 0.285, "BC1 PCC(M)": 0.118, "BC1 PCC(H)": 0.248, "BC2 MSE": 0.181, "BC2 PCC(M)": 0.044}
         | {"BC2 PCC(H)": 0.099, "SCC MSE": 1.291, "SCC PCC(M)": 0.004, "SCC PCC(H)": 0.053},  # as run for TRIPLEX
-        wrong="Windows are raw values from 0 to 255, ties between neighbours fall by the order of the spots, a spot "
+        wrong="windows are raw values from 0 to 255, ties between neighbours fall by the order of the spots, a spot "
         "without neighbours divides by zero, and folds leave out one section while others of the same patient stay in "
-        "the training.",
+        "the training",
     )
     needs: Needs = Needs.WINDOW | Needs.ARRAY_XY | Needs.COUNTS | Needs.WHOLE_SECTION  # an instance has its own
 

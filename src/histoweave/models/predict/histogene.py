@@ -57,8 +57,8 @@ class HisToGene(nn.Module):
         "expression from histology images in tumors. bioRxiv 2021.11.28.470212 (2021).",
         published={"BC1 MSE": 0.314, "BC1 PCC(M)": 0.168, "BC1 PCC(H)": 0.302, "BC2 MSE": 0.194, "BC2 PCC(M)": 0.100}
         | {"BC2 PCC(H)": 0.219, "SCC MSE": 0.270, "SCC PCC(M)": 0.133, "SCC PCC(H)": 0.261},  # as run for TRIPLEX
-        wrong="Windows are raw values from 0 to 255, and folds leave out one section while others of the same patient "
-        "stay in the training.",
+        wrong="windows are raw values from 0 to 255, and folds leave out one section while others of the same patient "
+        "stay in the training",
     )
     needs: Needs = Needs.WINDOW | Needs.ARRAY_XY | Needs.WHOLE_SECTION  # as in the paper; an instance has its own
 

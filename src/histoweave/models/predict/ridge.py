@@ -8,34 +8,17 @@ subtraction.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from histoweave.batch import Batch, Card, Dims, FeedLike, Needs
 from histoweave.models._checks import at_least
+from histoweave.models._linear import Moments
 from histoweave.models._losses import masked_mse
 
 WALK = 4096  # spots per step when the feed is walked
-
-
-class Moments(NamedTuple):
-    """Sums over spots per inner fold k: n (k,), x (k, d), y (k, g), xx (k, d, d), xy (k, d, g)."""
-
-    n: Tensor
-    x: Tensor
-    y: Tensor
-    xx: Tensor
-    xy: Tensor
-
-    def total(self) -> Moments:
-        """Over all folds, with a leading axis of 1."""
-        return Moments(*(part.sum(dim=0, keepdim=True) for part in self))
-
-    def without(self, k: int) -> Moments:
-        """Over all folds but one, with a leading axis of 1."""
-        return Moments(*(part.sum(dim=0, keepdim=True) - part[k : k + 1] for part in self))
 
 
 def solve(sums: Moments, alphas: Tensor, components: int, *, scale: bool = False) -> tuple[Tensor, Tensor]:
@@ -110,18 +93,8 @@ class Ridge(nn.Module):
             yield self.inputs(batch)[counts].double(), self.target(batch)[counts].double(), here[counts]
 
     def _sums(self, feed: FeedLike, fold: Tensor, k: int) -> Moments:
-        sums: Moments | None = None
-        for x, y, here in self._walk(feed, fold):
-            parts = [(x[here == i], y[here == i]) for i in range(k)]
-            new = Moments(
-                torch.tensor([float(len(a)) for a, _ in parts], dtype=torch.float64),
-                torch.stack([a.sum(dim=0) for a, _ in parts]),
-                torch.stack([b.sum(dim=0) for _, b in parts]),
-                torch.stack([a.T @ a for a, _ in parts]),
-                torch.stack([a.T @ b for a, b in parts]),
-            )
-            sums = new if sums is None else Moments(*(old + add for old, add in zip(sums, new, strict=True)))
-        if sums is None or sums.n.sum() < 2:
+        sums = Moments.stream(self._walk(feed, fold), k)
+        if sums.n.sum() < 2:
             raise ValueError("fewer than 2 training spots have counts in the panel; nothing can be fitted")
         return sums
 

@@ -1,0 +1,349 @@
+"""The section "Biology" of the HTML report: what the predictions of one test section keep of its biology.
+
+Everything is of one section, so it describes and tests nothing across patients; what cannot be shown is said in `remarks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from histoweave.bio import (
+    Contrast,
+    Part,
+    adjusted_rand,
+    agreement,
+    cluster_error,
+    cluster_means,
+    differential_of,
+    leiden,
+    log_normalised,
+    normalised_mutual_information,
+    parts,
+    signature_table,
+    structure,
+)
+from histoweave.bio.clusters import MIN_SPOTS as MIN_CLUSTERED
+from histoweave.bio.spatial import summary_of
+from histoweave.data.section import Section
+from histoweave.pl import Plate, cluster_maps, cluster_scatter, de_dots, normalised_maps, oversmoothing, value_histogram
+from histoweave.report.labels import Labels
+from histoweave.report.tables import number, p_value
+
+MOST_SPOTS = 20_000  # of the section; a larger one would take longer than the rest of the page together
+_DOT_GENES = 12
+_SCATTERED = 6  # models in one scatter plot: colours repeat after a few
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the page: its caption, the names of its columns, and rows of text whose first entry is the row's name."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A figure, a name for its ids, its caption, and what it shows in words."""
+
+    figure: Figure
+    name: str
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Biology:
+    """What the section holds, in its order."""
+
+    remarks: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    shots: list[Shot] = field(default_factory=list)
+
+
+def biology(
+    made: Mapping[str, AnnData],
+    section: Section | None,
+    plate: Plate,
+    genes: Sequence[str],
+    best: str,
+    labels: Labels,
+    *,
+    units: str = "",
+) -> Biology:
+    """Tables over all models, and figures of one, of a test section.
+
+    Parameters
+    ----------
+    made
+        Model → its prediction of the section.
+    section
+        The section itself, for all its counts and its labels; None where the cohort was not given.
+    genes
+        Those to draw; others are chosen where the labels decide.
+    best
+        The model of the figures.
+    """
+    found = Biology()
+    sections = {model: next(parts(table)) for model, table in made.items() if table.n_obs}
+    if not sections:
+        return found
+    n = len(next(iter(sections.values())).truth)
+    if n > MOST_SPOTS:
+        found.remarks.append(f"Left out: the section has {n} spots, more than {MOST_SPOTS}.")
+        return found
+    shown = best if best in sections else next(iter(sections))
+    tables = {model: structure(part) for model, part in sections.items()}
+    _add_structure(found, sections, tables)
+    _add_clusters(found, sections, section, plate, genes, shown)
+    _add_values(found, sections, plate, genes, shown, units, tables[shown]["pcc"])
+    sets, why = labels.contrast(section)
+    found.remarks.extend(why)
+    if sets is not None:
+        _add_differences(found, sections, sets, shown)
+    _add_signatures(found, sections, sets)
+    return found
+
+
+def _add_structure(found: Biology, sections: Mapping[str, Part], tables: Mapping[str, pd.DataFrame]) -> None:
+    rows = []
+    for model, part in sections.items():
+        short = summary_of(tables[model], part)
+        one = {name: number(value, 2) for name, value in short.items()}
+        rows.append(
+            [model, f"{one['moran_truth']} → {one['moran_pred']}", f"{one['geary_truth']} → {one['geary_pred']}",
+             one["variance_ratio"], one["ssim"], one["rv"], f"{one['spot_pcc']} ({one['spot_pcc_mean_profile']})",
+             f"{short['found']:.0f} of {short['tested']:.0f}"]
+        )  # fmt: skip
+    shifts = max(int(table["shifts"].max()) for table in tables.values())
+    least = f"1/{shifts}" if shifts else "–"
+    found.tables.append(
+        Table(
+            "Spatial structure, medians over genes (PCC over genes: over spots). Moran's I and Geary's C: measured → "
+            "predicted; a higher I, a lower C and a variance ratio far under PCC² mean oversmoothing. RV is between the "
+            "correlations of different genes. In brackets, what the section's mean profile reaches without looking at the "
+            "spot. Genes found: PCC above that of the prediction shifted over the section, q ≤ 0.05 over its genes "
+            f"(smallest p {least}).",
+            [
+                "model",
+                "Moran's I",
+                "Geary's C",
+                "variance ratio",
+                "SSIM",
+                "gene–gene RV",
+                "PCC over genes",
+                "genes found",
+            ],
+            rows,
+        )
+    )
+    usable = {
+        m: table["pcc"].median() for m, table in tables.items() if table[["variance_ratio", "pcc"]].notna().all(1).any()
+    }
+    shown = {model: tables[model] for model in sorted(usable, key=usable.__getitem__, reverse=True)[:_SCATTERED]}
+    if shown:
+        found.shots.append(
+            Shot(
+                oversmoothing(shown),
+                "oversmoothing",
+                "Each gene's variance ratio and PCC. On the line, predictions are scaled as least squares would have them; "
+                "left of it variance is missing (oversmoothed), right of it there is too much. Ratios over 2 are at the rim."
+                + (f" Of {len(usable)} models the {_SCATTERED} of highest PCC." if len(usable) > _SCATTERED else ""),
+                f"Scatter plot of variance ratio against PCC per gene, for {', '.join(shown)}.",
+            )
+        )
+
+
+def _add_clusters(
+    found: Biology,
+    sections: Mapping[str, Part],
+    section: Section | None,
+    plate: Plate,
+    genes: Sequence[str],
+    shown: str,
+) -> None:
+    part = sections[shown]
+    n = len(part.truth)
+    if n < MIN_CLUSTERED:
+        found.remarks.append(f"No clusters: the section has {n} spots, and at least {MIN_CLUSTERED} are needed.")
+        return
+    whole = section is not None and section.spots.n_vars > 0
+    if not whole and not part.measured.all():
+        found.remarks.append(
+            "No clusters: without the cohort they would be of the panel, and not all of it was measured."
+        )
+        return
+    try:
+        true = leiden(log_normalised(section.spots.X) if whole and section is not None else part.truth)
+        of = {model: leiden(one.pred) for model, one in sections.items()}
+    except ImportError as error:
+        found.remarks.append(f"No clusters: {error}")
+        return
+    rows, means = [], {}
+    for model, one in sections.items():
+        means[model] = cluster_means(one.truth, one.pred, true, one.genes, one.measured)
+        off = cluster_error(means[model])
+        rows.append(
+            [model, str(int(of[model].max()) + 1), number(adjusted_rand(of[model], true), 2),
+             number(normalised_mutual_information(of[model], true), 2), number(float(off["rmse"].mean()), 3),
+             number(float(off["spread"].mean()), 3)]
+        )  # fmt: skip
+    source = f"all {section.spots.n_vars} genes" if whole and section is not None else "the panel"
+    found.tables.append(
+        Table(
+            f"Leiden clusters: {int(true.max()) + 1} by the measured expression of {source}, against those of each "
+            "prediction. ARI is 0 by chance, NMI is not. Clusters know neither scale nor genes: any function of the image finds "
+            "the groups that the image shows, so compare with the shuffled control. Error: of the mean "
+            "expression of a measured cluster, root mean square over clusters, mean over genes; "
+            "as large as the sd of the true means, nothing of the difference is known.",
+            ["model", "clusters", "ARI", "NMI", "RMS error of cluster means", "sd of true means"],
+            rows,
+        )
+    )
+    _draw_clusters(found, plate, {"measured": true, shown: of[shown]}, means[shown], genes)
+
+
+def _draw_clusters(
+    found: Biology,
+    plate: Plate,
+    clusters: Mapping[str, NDArray[np.int64]],
+    means: pd.DataFrame,
+    genes: Sequence[str],
+) -> None:
+    """Maps of the measured clusters and of those of one model, and the means in the measured ones."""
+    (_, true), (shown, made) = clusters.items()
+    found.shots.append(
+        Shot(
+            cluster_maps(plate, clusters),
+            "clusters",
+            f"Clusters of the measured and of the predicted expression ({shown}). Each side numbers its own by size: equal "
+            "colours need not be equal clusters.",
+            f"Maps of {int(true.max()) + 1} measured and {int(made.max()) + 1} predicted clusters.",
+        )
+    )
+    there = set(means["gene"])
+    drawn = [gene for gene in genes if gene in there]
+    if drawn:
+        found.shots.append(
+            Shot(
+                cluster_scatter(means, drawn, model=shown),
+                "cluster-means",
+                "Mean expression in each measured cluster, measured and predicted, with standard errors over spots (too "
+                "small: spots are neighbours). On the line both are equal.",
+                f"Scatter plots of cluster means, measured against predicted by {shown}, for {', '.join(drawn)}.",
+            )
+        )
+
+
+def _add_values(
+    found: Biology,
+    sections: Mapping[str, Part],
+    plate: Plate,
+    genes: Sequence[str],
+    shown: str,
+    units: str,
+    pcc: pd.Series,
+) -> None:
+    part = sections[shown]
+    drawn = [gene for gene in genes if gene in part.genes and part.measured[:, part.genes.get_loc(gene)].any()]
+    if not drawn:
+        return
+    gene = drawn[0]
+    at = int(part.genes.get_loc(gene))
+    truth, pred = part.truth[:, at], part.pred[:, at]
+    if np.nanmean(truth) > 0:
+        found.shots.append(
+            Shot(
+                normalised_maps(plate, gene, truth, pred, model=shown, pcc=float(pcc[gene])),
+                "normalised",
+                f"{gene} as multiples of its mean measured value in this section: measured, predicted, and the error.",
+                f"Maps of {gene} over its mean: measured, predicted by {shown}, and error.",
+            )
+        )
+    values: dict[str, NDArray[np.float64]] = {
+        model: one.pred[:, one.genes.get_loc(gene)] for model, one in sections.items() if gene in one.genes
+    }
+    found.shots.append(
+        Shot(
+            value_histogram(gene, truth, values, units=units),
+            "histogram",
+            f"Values of {gene} over the spots: measured (filled) and predicted.",
+            f"Histogram of {gene}, measured and predicted by {', '.join(values)}.",
+        )
+    )
+
+
+def _add_differences(found: Biology, sections: Mapping[str, Part], sets: Contrast, shown: str) -> None:
+    of = {model: differential_of(part, sets) for model, part in sections.items()}
+    rows = []
+    for model, (truth, pred) in of.items():
+        one = agreement(truth, pred)
+        rows.append([model, f"{one.common} of {one.top}", number(one.by_chance, 1), p_value(one.p),
+                     number(one.same_sign, 2), number(one.effect_spearman, 2)])  # fmt: skip
+    who = f"{sets.a} ({int(sets.is_a.sum())} spots) against {sets.b} ({int(sets.is_b.sum())})"
+    found.tables.append(
+        Table(
+            f"Differential expression, {who}: Welch's t on the measured and on the predicted values of the panel. Common: "
+            "genes among the first of both lists by absolute t; p is hypergeometric and takes genes for independent, "
+            "which they are not. Same direction: of the common genes. Spots are neighbours, so genes are ordered here, "
+            "not tested.",
+            ["model", "common genes", "by chance", "p", "same direction", "Spearman of effects"],
+            rows,
+        )
+    )
+    truth = of[shown][0]
+    tested = truth["statistic"].abs().dropna().sort_values(ascending=False, kind="stable").index[:_DOT_GENES]
+    chosen = sorted(tested, key=lambda gene: -truth.loc[gene, "statistic"])
+    if chosen:
+        part = sections[shown]
+        at = part.genes.get_indexer(pd.Index(chosen))
+        figure = de_dots(
+            part.truth[:, at], part.pred[:, at], {sets.a: sets.is_a, sets.b: sets.is_b}, chosen, model=shown
+        )
+        found.shots.append(
+            Shot(
+                figure,
+                "differences",
+                f"The {len(chosen)} genes that differ most by measurement, {who}. Each side is scaled by itself, so a "
+                "shrunken prediction looks the same.",
+                f"Dot plots of {len(chosen)} genes in {sets.a} and {sets.b}, measured and predicted by {shown}.",
+            )
+        )
+
+
+def _add_signatures(found: Biology, sections: Mapping[str, Part], sets: Contrast | None) -> None:
+    of = {model: signature_table(part, sets=sets) for model, part in sections.items()}
+    first = next(iter(of.values()))
+    there = [name for name in first.index if first.loc[name, "genes"] > 0]
+    if not there:
+        found.remarks.append("No signatures: none of the built-in ones has a gene in the panel.")
+        return
+    rows = []
+    for name in there:
+        row = [str(name), f"{first.loc[name, 'genes']} of {first.loc[name, 'of']}"]
+        row += [number(table.loc[name, "pcc"], 2) for table in of.values()]
+        if sets is not None:
+            row += [number(first.loc[name, "auc_truth"], 2), *(number(t.loc[name, "auc_pred"], 2) for t in of.values())]
+        rows.append(row)
+    columns = ["signature", "genes", *(f"PCC, {model}" for model in of)]
+    if sets is not None:
+        columns += ["AUC, measured", *(f"AUC, {model}" for model in of)]
+    found.tables.append(
+        Table(
+            "Signature scores (mean z-score of the genes that are in the panel): PCC of the predicted with the measured "
+            "scores over spots"
+            + (f", and AUC for {sets.a} against {sets.b}" if sets is not None else "")
+            + ". With few of "
+            "its genes here, a signature is those genes and not what it is named after.",
+            columns,
+            rows,
+        )
+    )
