@@ -36,7 +36,7 @@ from histoweave.train.loop import fit
 
 RESULTS, PAGE = Path(__file__).parent / "results", Path(__file__).parents[1] / "docs" / "models.md"
 FAMILIES = ("local", "neighbourhood", "global", "noise")
-SPOT_ONLY = Needs.EMB | Needs.WINDOW
+SPOT_ONLY = Needs.EMB | Needs.WINDOW | Needs.PATIENT | Needs.COUNTS
 WIDTH = 512  # of embeddings, for counts of parameters and for costs
 
 
@@ -69,7 +69,7 @@ def row(report: Report, truth: Phantom, model: str, recipe: str) -> dict[str, An
     spec, card = resolve(model, recipe), next(card for card in report.cells if card["model"] == model)
     made: dict[str, Any] = {
         "model": model,
-        "context": bool(spec.needs & ~(SPOT_ONLY | Needs.PATIENT)),
+        "context": bool(spec.needs & ~SPOT_ONLY),
         "init": card["trunk"] or ("frozen encoder: ImageNet" if spec.embeds else "–"),
     }
     for family in FAMILIES:
@@ -214,7 +214,7 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny cohort and recipes: whether it runs")
     parser.add_argument("--only", default="accuracy,cost", help="parts joined by commas")
-    parser.add_argument("--models", default=None, help="default: every predictor of the table")
+    parser.add_argument("--models", default=None, help="default: every predictor of the table; rows of others stay")
     parser.add_argument("--work", type=Path, default=None, help="folder of the run, taken up again; default: temporary")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -236,8 +236,12 @@ def run() -> None:
                 "date": str(date.today()),
             }
             given.out.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"card": card, "rows": made}, indent=1)
-            (given.out / f"models-{part}.json").write_text(text + "\n", encoding="utf-8")
+            path = given.out / f"models-{part}.json"
+            if given.models and path.exists():  # rows of other models stay
+                asked = {row["model"] for row in made}
+                kept = json.loads(path.read_text(encoding="utf-8"))["rows"]
+                made = [row for row in kept if row["model"] not in asked] + made
+            path.write_text(json.dumps({"card": card, "rows": made}, indent=1) + "\n", encoding="utf-8")
     stored = {part: given.out / f"models-{part}.json" for part in ("accuracy", "cost")}
     if all(path.exists() for path in stored.values()):
         read = {part: json.loads(path.read_text(encoding="utf-8")) for part, path in stored.items()}
