@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from histoweave.bench.benchmark import Benchmark
 from histoweave.data.holdout import Holdout
 from histoweave.data.phantom import Phantom
 from histoweave.data.section import Cohort
@@ -105,3 +106,19 @@ def test_an_encoder_can_be_a_trunk(small: Phantom) -> None:
     assert resolve("tem[trunk=resnet50]", "cpu").args["trunk"].startswith("resnet50?")
     with pytest.raises(ValueError, match="can only be used frozen"):
         resolve("tem[trunk=efficientnet-lite0]", "cpu")
+
+
+def test_counts_are_named_and_kept_out_of_tables(
+    small: Phantom, view: View, shared_store: Store, tmp_path: Path
+) -> None:
+    learner = Learner("poisson[scale=counts]", view, shared_store).fit(small.cohort)
+    made = learner.predict(small.cohort)
+    assert made.uns["histoweave"]["units"] == "expected counts at the median library" and (made.X >= 0).all()
+    with pytest.raises(ValueError, match="predict counts, and every model of a table is scored on its target"):
+        Benchmark(
+            name="counts",
+            cohort=small.cohort,
+            splits=tuple(leave_one_out(small.cohort)),
+            view=view,
+            models=("nb[scale=counts]",),
+        )

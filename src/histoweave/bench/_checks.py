@@ -18,6 +18,12 @@ def check_settings(benchmark: Benchmark) -> None:
             f"{len(benchmark.seeds)} seeds and {len(benchmark.models) + len(benchmark.controls)} models: nothing to run; "
             "give at least one of each (`--seeds 1 --models ridge`)"
         )
+    counting = [model for model in benchmark.all_models() if benchmark.spec(model).counts]
+    if counting:
+        raise ValueError(
+            f"{', '.join(counting)} predict counts, and every model of a table is scored on its target; leave out "
+            "scale=counts, or fit and predict without a benchmark"
+        )
     if isinstance(benchmark.view.panel, str):
         check_recipe(benchmark.view.panel, benchmark.view.among or benchmark.cohort.genes("common"))
     if benchmark.ensemble:

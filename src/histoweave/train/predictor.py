@@ -208,7 +208,7 @@ class Learner:
         obs.index = _names(section)
         obs[K.SECTION], obs[K.PATIENT] = section.id, section.patient
         out = AnnData(X=made[core], obs=obs[core], var=self.var(), obsm={K.SPATIAL: section.xy[core]})
-        out.uns[K.UNS] = {"units": self.fitted.view.target.units, "card": json.dumps(self.describe(), sort_keys=True)}
+        out.uns[K.UNS] = {"units": self.units, "card": json.dumps(self.describe(), sort_keys=True)}
         return out
 
     def var(self) -> pd.DataFrame:
@@ -243,8 +243,14 @@ class Learner:
             "expected_accuracy": self.expected_note,
             "trunk": _trunk_init(module, self.trunk_weights),
             "parameters": sum(p.numel() for p in module.parameters()),
-            "units": fitted.view.target.units,
+            "units": self.units,
         }
+
+    @property
+    def units(self) -> str:
+        """What a prediction is, in words."""
+        fitted, _ = self._ready()
+        return "expected counts at the median library" if self.spec.counts else fitted.view.target.units
 
     def save(self, dir: str | Path) -> None:
         """Writes a folder of safetensors and JSON, whole or not at all; `load_predictor` reads it."""

@@ -60,6 +60,11 @@ class Spec:
         return (self.needs if self.first is None else self.first.sees) & IMAGE
 
     @property
+    def counts(self) -> bool:
+        """Whether it predicts expected counts, and not values of the target."""
+        return self.args.get("scale") == "counts"
+
+    @property
     def embeds(self) -> bool:
         """Whether the frozen encoder has a part in it."""
         return bool(self.sees & FROZEN)
