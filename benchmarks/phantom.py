@@ -22,11 +22,12 @@ import numpy as np
 import pandas as pd
 
 from histoweave._repro import fingerprint
+from histoweave.bench.external import external_split, prefixed
 from histoweave.bench.metrics import pearson
 from histoweave.bench.stats import permutation_null
 from histoweave.bench.summary import Report
 from histoweave.bio import Contrast, agreement, differential_of, parts
-from histoweave.commands import bench, external_split, prefixed
+from histoweave.commands import bench
 from histoweave.data.holdout import Holdout
 from histoweave.data.phantom import Phantom, phantom
 from histoweave.data.section import Cohort

@@ -32,8 +32,8 @@ _PUBLIC = {
     # splits and what is hidden
     "Holdout": "histoweave.data.holdout:Holdout",
     "Split": "histoweave.data.split:Split",
-    "external_split": "histoweave.commands:external_split",
-    "prefixed": "histoweave.commands:prefixed",
+    "external_split": "histoweave.bench.external:external_split",
+    "prefixed": "histoweave.bench.external:prefixed",
     "from_table": "histoweave.data.split:from_table",
     "k_fold": "histoweave.data.split:k_fold",
     "leave_one_out": "histoweave.data.split:leave_one_out",

@@ -18,7 +18,10 @@ class Needs(Flag):
     WINDOW = auto()  # window
     EMB = auto()  # emb
     CTX_EMB = auto()  # ctx_emb, ctx_mask: the 5 × 5 tiles around a spot
-    CTX_EXPR = auto()  # ctx_expr, ctx_seen: what is visible of the spot itself (first) and of its neighbours
+    EXPR = auto()  # expr, seen: what is measured and visible of the spot itself
+    CTX_EXPR = auto()  # ctx_expr, ctx_seen: the same of the spot (first) and of its neighbours
+    FILL = auto()  # fill: expr with what is missing filled by medians of the neighbourhood
+    CTX_FILL = auto()  # ctx_fill: the same of the spot (first) and of its neighbours
     POOL = auto()  # pool_emb, pool_rc, pool_mask, pool_row: all spots of every section present
     NBR = auto()  # nbr: neighbours as rows of the batch (whole sections only)
     XY = auto()  # xy, edge
@@ -29,11 +32,13 @@ class Needs(Flag):
     ADJACENCY = auto()  # adjacency: where the spot lies among the others of its section
     ADJACENCY_RAW = auto()  # adjacency_raw: the same, in whatever direction the solver left it
     PRIOR = auto()  # prior: what an earlier stage predicts
+    SHARED = auto()  # shared: the genes that are measured in the target too, from which others are imputed
+    REGION = auto()  # region, region_of, patch_rc: pieces of the image, and where the spots of the batch lie in them
     SEQ = auto()  # seq: the batch is made of sequences of spots of one section; a spot may occur repeatedly
     WHOLE_SECTION = auto()  # a batch is one whole section
 
 
-FROZEN = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.POOLED | Needs.SEQ  # made by the frozen encoder
+FROZEN = Needs.EMB | Needs.CTX_EMB | Needs.POOL | Needs.POOLED  # made by the frozen encoder
 IMAGE = FROZEN | Needs.WINDOW
 
 
@@ -43,6 +48,7 @@ class Dims:
 
     genes: int
     emb: int = 0  # width of the frozen embeddings; 0 where there are none
+    shared: int = 0  # genes from which others are imputed
 
 
 @dataclass(slots=True)
@@ -61,8 +67,12 @@ class Batch:
     emb : (b, d) float32
     ctx_emb, ctx_mask : (b, k, d) float32, (b, k) bool
         Tiles around the spot, row-major; False where a tile leaves the image. The middle one is the spot itself.
+    expr, seen : (b, g) float32, (b, g) bool
+        Target values of the spot where they are measured and visible, else 0.
     ctx_expr, ctx_seen : (b, k, g) float32, (b, k, g) bool
-        Target values of the spot (k = 0) and its neighbours, 0 where not seen.
+        The same of the spot (k = 0) and its neighbours; all unseen where there is no neighbour.
+    fill, ctx_fill : (b, g) float32, (b, k, g) float32
+        `expr` after the adaptive median of `histoweave.pp.median_fill`, of the spot, and with its neighbours.
     pool_emb, pool_rc, pool_mask : (s, n, d) float32, (s, n, 2) int64, (s, n) bool
         All spots of each section present, with lattice (row, column).
     pool_row : (b,) int64
@@ -79,6 +89,10 @@ class Batch:
         Singular vectors of the section's graph of nearest spots. A section's basis is its own.
     prior : (b, g) float32
         Predictions of the stage before; zeros where there is none.
+    shared : (b, m) float32
+        Counts of the shared genes over their sum; 0 in a cell without any.
+    region, region_of, patch_rc : (r, c, h, w) float32, (b,) int64, (b, 2) int64
+        Standardized pieces of the image, the piece of each spot, and the (row, column) of its patch of 16 × 16 px there.
     patient, seq : (b,) int64
     """
 
@@ -90,8 +104,12 @@ class Batch:
     emb: Tensor | None = None
     ctx_emb: Tensor | None = None
     ctx_mask: Tensor | None = None
+    expr: Tensor | None = None
+    seen: Tensor | None = None
     ctx_expr: Tensor | None = None
     ctx_seen: Tensor | None = None
+    fill: Tensor | None = None
+    ctx_fill: Tensor | None = None
     pool_emb: Tensor | None = None
     pool_rc: Tensor | None = None
     pool_mask: Tensor | None = None
@@ -106,6 +124,10 @@ class Batch:
     adjacency: Tensor | None = None
     adjacency_raw: Tensor | None = None
     prior: Tensor | None = None
+    shared: Tensor | None = None
+    region: Tensor | None = None
+    region_of: Tensor | None = None
+    patch_rc: Tensor | None = None
     patient: Tensor | None = None
     seq: Tensor | None = None
 
@@ -183,7 +205,8 @@ class SpotModel(Protocol):
     It is built as ``cls(dims, **arguments)``, with explicit keyword arguments only. A model may also have
     ``index(feed)``, called once before training with all training spots: reference banks, normal equations, means;
     ``features(batch)`` (b, d), which lets it be the first stage of another; and ``hops`` and ``halo``, how far its neighbours
-    reach and how far it looks around a region of a section, in lattice steps.
+    reach and how far it looks around a region of a section, in lattice steps; and ``sequencing``, the length of its
+    sequences, how often a spot occurs in them at least, and by which rule (see `histoweave.feed.Sequencing`).
     """
 
     card: ClassVar[Card]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,18 +14,31 @@ from anndata import AnnData
 
 from histoweave._repro import digest
 from histoweave.bench import suite_table
-from histoweave.bench.benchmark import Benchmark, section_digest
+from histoweave.bench.anand import conclude
+from histoweave.bench._digest import section_digest
+from histoweave.bench.benchmark import Benchmark
 from histoweave.bench.expected import check_same, expected_accuracy
+from histoweave.bench.external import external_split, prefixed
 from histoweave.bench.plan import plan
+from histoweave.bench.search import tune
+from histoweave.bench.sides import SidedBenchmark
 from histoweave.bench.suites import DRY, PHANTOM_WINDOW_PX, Suite, fewer, suite
 from histoweave.bench.summary import Report, summarise
+from histoweave.data.holdout import parse_hide
 from histoweave.data.section import Cohort
-from histoweave.data.split import Split, SplitLeak, k_fold, make_splits
+from histoweave.data.split import Split, k_fold, make_splits
 from histoweave.embed import encoder_card
 from histoweave.inference import predict_slide
-from histoweave.models import split_specs
+from histoweave.models import split_specs, with_argument
 from histoweave.pp.genes import select_panel
-from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections, set_up
+from histoweave.settings import (
+    BenchSettings,
+    FitSettings,
+    PredictSettings,
+    RunSettings,
+    choose_sections,
+    set_up,
+)
 from histoweave.train import Learner, load_predictor
 from histoweave.train.saved import check_folder
 
@@ -38,24 +51,36 @@ def _quiet(_: str) -> None:
     return None
 
 
-def make_benchmark(cohort: Cohort, settings: BenchSettings, *, splits: tuple[Split, ...] | None = None) -> Benchmark:
-    """The benchmark that the settings describe; `splits` wins over ``settings.split``."""
+def make_benchmark(
+    cohort: Cohort, settings: BenchSettings, *, splits: tuple[Split, ...] | None = None, all_sides: bool = False
+) -> Benchmark:
+    """The benchmark that the settings describe; `splits` wins over ``settings.split``. See `SidedBenchmark` for all sides."""
     chosen = choose_sections(cohort, settings.sections)
     if splits is not None:
         splits = tuple(_among(split, set(chosen.ids)) for split in splits)
-    return Benchmark(
+    settings = settings.named()
+    return (SidedBenchmark if all_sides else Benchmark)(
         name=settings.name or "benchmark",
         cohort=chosen,
         splits=splits or tuple(make_splits(chosen, settings.split)),
         view=settings.view(),
-        models=tuple(split_specs(settings.models)),
-        controls=tuple(split_specs(settings.controls)),
+        models=_layered(settings.models, settings.target_layer),
+        controls=_layered(settings.controls, settings.target_layer),
+        hide=parse_hide(settings.hide),
+        rates=tuple(float(rate) for rate in settings.rates.split(",") if rate.strip()),
+        measured=settings.measured,
         recipe=settings.recipe,
         seeds=tuple(range(settings.seeds)),
         protocol=settings.protocol,
         ensemble=settings.ensemble,
         trunk_weights=settings.trunk_weights,
     )
+
+
+def _layered(models: str, layer: str) -> tuple[str, ...]:
+    """The models, each with the layer that it learns, where that is not raw counts."""
+    given = split_specs(models)
+    return tuple(given if layer == "raw" else [with_argument(model, "layer", layer) for model in given])
 
 
 def _among(split: Split, ids: set[str]) -> Split:
@@ -70,6 +95,7 @@ def bench(
     settings: BenchSettings | None = None,
     *,
     splits: tuple[Split, ...] | None = None,
+    all_sides: bool = False,
     say: Say = _quiet,
     progress: Progress | None = None,
 ) -> Report:
@@ -84,7 +110,7 @@ def bench(
     set_up(settings.threads, settings.device)
     if Path(out).is_file():
         raise FileExistsError(f"{out} is a file; --out names the folder of the run")
-    benchmark = make_benchmark(cohort, settings, splits=splits)
+    benchmark = make_benchmark(cohort, settings, splits=splits, all_sides=all_sides)
     if left := benchmark.left_out():
         say(f"controls left out, because sections have no image: {', '.join(left)}")
     if not settings.resume and any(cell.done for cell in benchmark.cells(Path(out))):
@@ -96,52 +122,6 @@ def bench(
     return summarise(benchmark, cells, out)
 
 
-def external_split(
-    train: Cohort, test: Cohort, *, same: Mapping[str, str] | None = None
-) -> tuple[Cohort, tuple[Split, ...], list[str]]:
-    """Both cohorts as one, the one fold that trains on the first and tests on the second, and the genes not matched.
-
-    Genes are matched by name; those that are not in every section of both are reported and not predicted.
-
-    Parameters
-    ----------
-    same
-        Training patient → the test patient who is the same person under another name.
-
-    Raises
-    ------
-    SplitLeak
-        Such a pair, or one name, is in both cohorts.
-    """
-    pairs = {a: b for a, b in (same or {}).items() if a in train.patients and b in test.patients}
-    if pairs:
-        raise SplitLeak(
-            f"training patients {list(pairs)} are test patients {list(pairs.values())} under another name; leave their "
-            "sections out of one of the cohorts (`--sections`, or `Cohort.where_patient`)"
-        )
-    common = set(train.genes("common")) & set(test.genes("common"))
-    missing = [gene for gene in train.genes("common") if gene not in common]
-    if not common:
-        raise ValueError(
-            f"the cohorts share no gene name (training: {', '.join(train.genes('common')[:3])}…; test: "
-            f"{', '.join(test.genes('common')[:3])}…). Are both symbols, or both Ensembl ids?"
-        )
-    twice = sorted({*train.patients, *train.ids} & {*test.patients, *test.ids})
-    if twice:
-        raise SplitLeak(
-            f"{', '.join(map(repr, twice[:8]))} stand in both cohorts, as patient or section. If they are the same, take "
-            "them out of one; if they only share a name, rename them in samples.csv, or with `prefixed(cohort, 'x-')`"
-        )
-    joined = Cohort([*train, *test])
-    split = Split(train=train.ids, test=test.ids, name="external")
-    return joined, (split.check(joined),), missing
-
-
-def prefixed(cohort: Cohort, prefix: str) -> Cohort:
-    """The cohort with a prefix before every section id and patient, for cohorts that share names but not people."""
-    return Cohort(replace(s, id=prefix + s.id, patient=prefix + s.patient) for s in cohort)
-
-
 @dataclass(frozen=True, slots=True)
 class SuiteRun:
     """A suite that was run: the run's report and cohort, published values beside ours, and where these are written."""
@@ -150,7 +130,7 @@ class SuiteRun:
     report: Report
     cohort: Cohort
     table: pd.DataFrame
-    files: tuple[Path, Path]
+    files: tuple[Path, ...]
 
 
 def run_suite(
@@ -202,16 +182,48 @@ def run_suite(
         say(f"gene panel {panel} instead of {chosen.panel}: the phantom has {len(genes)} genes")
     if test is not None:  # as a list, so that not even protocol `paper` looks at the test sections for it
         panel = f"list:{','.join(select_panel(train, panel, candidates=genes).genes)}"
-    report = bench(cohort, out, replace(settings, panel=panel), splits=splits, say=say, progress=progress)
+    settings = replace(settings, panel=panel)
+    if chosen.val_patients:
+        return _run_sides(chosen, cohort, splits, settings, Path(out), dry_run=dry_run, say=say, progress=progress)
+    report = bench(cohort, out, settings, splits=splits, say=say, progress=progress)
     table = suite_table.comparison(chosen, report.rows, note=DRY if dry_run else "")
     files = suite_table.write(chosen, table, suite_table.remarks(chosen, report, dry_run=dry_run), out)
     return SuiteRun(chosen, report, cohort, table, files)
 
 
+def _run_sides(
+    chosen: Suite,
+    cohort: Cohort,
+    splits: tuple[Split, ...],
+    settings: BenchSettings,
+    out: Path,
+    *,
+    dry_run: bool,
+    say: Say,
+    progress: Progress | None,
+) -> SuiteRun:
+    """A suite that reports three sides: the validation side chooses the settings that are searched, then all is run."""
+    set_up(settings.threads, settings.device)
+    plain, store = make_benchmark(cohort, settings, splits=splits, all_sides=True), settings.open_store()
+    hours = settings.max_hours
+    models, found = tune(
+        plain, chosen.search, out, store, device=settings.device, max_hours=hours, say=say, progress=progress
+    )
+    settings = replace(settings, models=",".join(models))
+    report = bench(cohort, out, settings, splits=splits, all_sides=True, say=say, progress=progress)
+    made = conclude(chosen, report, found, out, dry_run=dry_run)
+    for line in made.lines:
+        say(line)
+    return SuiteRun(chosen, report, cohort, made.table, made.files)
+
+
 def _suite_settings(
     chosen: Suite, settings: BenchSettings, protocol: Literal["strict", "paper"] | None
 ) -> BenchSettings:
-    """The settings with what a suite fixes."""
+    """The settings with what a suite fixes, and its own models where none are named."""
+    if chosen.models and settings.models == "auto":
+        settings = replace(settings, models=",".join(chosen.models))
+    settings = settings.named()
     return replace(
         settings,
         target=chosen.target,

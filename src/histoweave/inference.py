@@ -1,6 +1,6 @@
-"""Prediction on a slide without counts: tissue → tile centres at the training pitch → embeddings → AnnData.
+"""Models at work: prediction on a slide without counts, and completion of what an assay dropped.
 
-The result is written region by region, so that memory does not grow with the slide.
+A slide goes from tissue to tile centres at the training pitch, to embeddings, to AnnData. The result is written region by region, so that memory does not grow with the slide.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from anndata import AnnData
 from anndata.io import write_elem
 
 from histoweave import _keys as K
+from histoweave.data._atomic import replacing
 from histoweave.data.image import SlideImage
-from histoweave.data.section import Section, make_section
+from histoweave.data.section import Cohort, Section, make_section
 from histoweave.pp.tissue import tile_centres, tissue_mask
-from histoweave.train import Learner
+from histoweave.settings import CompleteSettings, choose_sections, set_up
+from histoweave.train import Learner, layers
 
 _MASK_PX = 2048  # longer side of the thumbnail that tissue is found on
 
@@ -97,7 +99,7 @@ def predict_slide(
     ``X`` (n, g) in the units of ``uns["histoweave"]["units"]``; ``obsm["spatial"]`` level-0 px; ``var["cv_pcc"]``, its sd
     over patients and their number, NaN with the reason in ``uns`` where the accuracy was not measured.
     """
-    _check_out(out)
+    check_out(out)
     slide = image if isinstance(image, SlideImage) else SlideImage.open(image, um_per_px)
     name = id or (Path(image).stem if isinstance(image, (str, Path)) else "slide")
     spacing = learner.spacing
@@ -123,7 +125,7 @@ def predict_section(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> AnnData:
     """Expression predicted at the spots of a section, in memory or written to `out` region by region."""
-    _check_out(out)
+    check_out(out)
     parts = _counted(learner.stream(section), section.n, progress)
     if out is None:
         return _in_order(section, list(parts))
@@ -140,7 +142,8 @@ def predict_section(
     return anndata.read_h5ad(out, backed="r")
 
 
-def _check_out(out: str | Path | None) -> None:
+def check_out(out: str | Path | None) -> None:
+    """`ValueError` if the output is not the path of a file in the format that is written."""
     if out is not None and (Path(out).suffix != ".h5ad" or Path(out).is_dir()):
         raise ValueError(f"the output '{out}' is not a .h5ad file; write for example 'prediction.h5ad'")
 
@@ -191,3 +194,35 @@ def _write(path: Path, section: Section, parts: Iterator[AnnData]) -> None:
         write_elem(file, "var", first.var)
         write_elem(file, "obsm", {K.SPATIAL: section.xy})
         write_elem(file, "uns", {K.UNS: _about(section, first)})
+
+
+def complete(
+    cohort: Cohort,
+    out: str | Path | None = None,
+    settings: CompleteSettings | None = None,
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> AnnData:
+    """Fits a model that completes on a cohort, and fills in what its assay dropped; the file appears whole or not at all."""
+    settings = settings or CompleteSettings()
+    check_out(out)
+    set_up(settings.threads, settings.device)
+    chosen = choose_sections(cohort, settings.sections)
+    learner = Learner(
+        settings.method,
+        settings.view(),
+        settings.open_store(),
+        recipe=settings.recipe,
+        seed=settings.seed,
+        device=settings.device,
+        progress=progress,
+    )
+    if not learner.spec.completes:
+        raise ValueError(
+            f"method {settings.method!r} does not complete; those that do: {', '.join(layers.completers())}"
+        )
+    made = layers.complete(learner.fit(chosen), chosen)
+    if out is not None:
+        with replacing(Path(out)) as temporary:
+            made.write_h5ad(temporary)
+    return made

@@ -6,7 +6,7 @@ What they make is imported where it is made, so that the command line answers ``
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from histoweave.data.section import Cohort
     from histoweave.data.store import Store
     from histoweave.view import View
+
+# Models and controls of a benchmark that names none: where all expression is hidden, and where a part is.
+PREDICTING = ("mean,ridge,knn,stnet,triplex", "mean,ridge,knn,shuffled")
+COMPLETING = ("median,sme[weights=ge],spackle", "zero,gene-mean,slide-median,spot-gene,low-rank,ridge-visible")
 
 
 def flag(default: Any, help: str) -> Any:
@@ -113,8 +117,12 @@ class RunSettings(ViewSettings):
 class BenchSettings(RunSettings):
     """A benchmark."""
 
-    models: str = flag("mean,ridge,knn,stnet,triplex", "models joined by commas, arguments in brackets")
-    controls: str = flag("mean,ridge,knn,shuffled", "controls added to every table")
+    models: str = flag("auto", "models joined by commas, arguments in brackets; auto: by what is hidden")
+    controls: str = flag("auto", "controls added to every table; auto: by what is hidden")
+    hide: str = flag("everything", "of the test patients: everything, entries:0.3, entries:0.3:all or thin:0.5")
+    rates: str = flag("", "further rates of hidden entries at which the same fits are scored, joined by commas")
+    target_layer: str = flag("raw", "what counts of 0 are in training: raw, measured, or a model that completes")
+    measured: bool = flag(False, "also score measured entries alone, leaving out counts of 0")
     split: str = flag("leave-one-patient-out", "leave-one-patient-out, or k-fold:K of patients")
     protocol: Literal["strict", "paper"] = flag(
         "strict", "strict; or paper: panel from all sections, epoch chosen on the test fold"
@@ -125,6 +133,15 @@ class BenchSettings(RunSettings):
     name: str | None = flag(None, "name of the benchmark in its tables")
     resume: bool = flag(True, "take finished cells of the output folder as they are; otherwise they must not be there")
 
+    def named(self) -> BenchSettings:
+        """The settings with models and controls by name, in the place of ``auto``."""
+        models, controls = PREDICTING if self.hide == "everything" else COMPLETING
+        return replace(
+            self,
+            models=models if self.models == "auto" else self.models,
+            controls=controls if self.controls == "auto" else self.controls,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings(RunSettings):
@@ -134,6 +151,15 @@ class FitSettings(RunSettings):
     seed: int = flag(0, "seed")
     cv: int = flag(0, "folds of cross-validation for the expected accuracy per gene; 0: none")
     from_bench: str | None = flag(None, "take the expected accuracy per gene from this run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteSettings(RunSettings):
+    """Completion of the sections of a cohort."""
+
+    target: str = flag("log1p-cpm", "in which units: a preset, with changes in brackets")
+    method: str = flag("spackle", "model that completes, with arguments in brackets")
+    seed: int = flag(0, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)

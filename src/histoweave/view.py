@@ -45,6 +45,8 @@ class View:
         What is predicted.
     panel
         Which genes: a recipe learnt on the training sections (``top-mean:250``), or a finished panel.
+    shared
+        Genes that are measured where others are imputed, in the order in which models are given them.
     among
         Gene names to choose from; None for those common to the training sections. Names are never hidden, values are.
     encoder, weights, dtype
@@ -61,6 +63,7 @@ class View:
     target: Target = field(default_factory=lambda: Target.preset("triplex-paper"))
     panel: str | GenePanel = "top-mean:250"
     among: tuple[str, ...] | None = None
+    shared: tuple[str, ...] = ()
     encoder: str = "efficientnet-lite0"
     weights: str | None = None
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -134,6 +137,7 @@ class View:
             "window": asdict(self.window),
             "standardize": self.standardize,
             "stain": self.stain,
+            "shared": list(self.shared),
             "panel": self.panel if isinstance(self.panel, str) else self.panel.recipe,
         }
 
@@ -141,7 +145,13 @@ class View:
     def from_dict(cls, saved: Mapping[str, Any], panel: GenePanel) -> View:
         """The view that `to_dict` wrote, with its finished panel."""
         plain = {key: saved[key] for key in ("encoder", "weights", "dtype", "standardize", "stain")}
-        return cls(target=Target.from_dict(saved["target"]), panel=panel, window=Window(**saved["window"]), **plain)
+        return cls(
+            target=Target.from_dict(saved["target"]),
+            panel=panel,
+            shared=tuple(saved["shared"]),
+            window=Window(**saved["window"]),
+            **plain,
+        )
 
 
 def lattice_rc(section: Section) -> np.ndarray:
@@ -213,25 +223,26 @@ class FittedView:
     scale: np.ndarray | None = None
     center: np.ndarray | None = None
 
-    def mean_of(self, train: Cohort) -> np.ndarray:
-        """Mean target per gene over the spots where it counts (g,), float32."""
+    def mean_of(self, train: Cohort, *, zeros: bool = True) -> np.ndarray:
+        """Mean target per gene over the spots where it counts (g,), float32; see `truth` for `zeros`."""
         total, count = np.zeros((2, len(self.genes)), dtype=np.float64)
         for section in train:
-            y, mask = self.truth(section)
+            y, mask = self.truth(section, zeros=zeros)
             total += (y * mask).sum(axis=0, dtype=np.float64)
             count += mask.sum(axis=0)
         return (total / np.maximum(count, 1)).astype(np.float32)
 
-    def truth(self, section: Section) -> tuple[np.ndarray, np.ndarray]:
+    def truth(self, section: Section, *, zeros: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Target values (n, g) float32 and where they count (n, g) bool; nothing counts without counts.
 
-        Spots without counts and hidden entries do not count.
+        Spots without counts and hidden entries do not count; without `zeros`, counts of 0 do not either: then they are
+        entries that the assay dropped.
         """
         names = list(self.genes.genes)
-        if section.spots.n_vars == 0:
+        present = section.genes.isin(names)
+        if not present.any():
             shape = (section.n, len(names))
             return np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=bool)
-        present = section.genes.isin(names)
         if present.sum() < len(names) and K.HIDDEN not in section.spots.layers and self.view.target.library == "panel":
             raise KeyError(
                 f"section {section.id!r} lacks {len(names) - int(present.sum())} of {len(names)} genes of the "
@@ -249,4 +260,6 @@ class FittedView:
                     "part of. Use a target with library='all'"
                 )
             mask &= ~section.spots.layers[K.HIDDEN][:, np.maximum(at, 0)].toarray()
+        if not zeros:
+            mask &= counts.toarray() > 0
         return np.where(mask, y, 0.0).astype(np.float32), mask

@@ -14,9 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from histoweave.bench import suite_table
+from histoweave.bench.external import external_split, prefixed
 from histoweave.bench.metrics import ROWS
 from histoweave.bench.suites import DRY, Suite, SuiteIncomplete, fewer, suite, suites
-from histoweave.commands import SuiteRun, external_split, prefixed, run_suite
+from histoweave.commands import SuiteRun, run_suite
 from histoweave.data import catalog
 from histoweave.data.phantom import phantom
 from histoweave.data.section import Cohort, make_section

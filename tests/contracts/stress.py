@@ -59,7 +59,7 @@ class Sequences(nn.Module):
 
     def __init__(self, dims: Dims, *, width: int = 16) -> None:
         super().__init__()
-        self.needs = Needs.SEQ
+        self.needs = Needs.SEQ | Needs.EMB
         self.lift = nn.Linear(dims.emb, width)
         self.attend = nn.MultiheadAttention(width, 2, batch_first=True)
         self.drop = nn.Linear(width, dims.genes)

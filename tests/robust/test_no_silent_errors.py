@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from histoweave import _keys as K
-from histoweave.bench.benchmark import Benchmark, section_digest
+from histoweave.bench._digest import section_digest
+from histoweave.bench.benchmark import Benchmark
 from histoweave.bench.summary import summarise
 from histoweave.data.phantom import Phantom
 from histoweave.data.section import Cohort, Section

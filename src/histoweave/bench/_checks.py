@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from histoweave.data.holdout import Entries, Everything
 from histoweave.pp.genes import check_recipe
 from histoweave.view import MIN_SPOTS
 
@@ -24,6 +25,7 @@ def check_settings(benchmark: Benchmark) -> None:
             f"{', '.join(counting)} predict counts, and every model of a table is scored on its target; leave out "
             "scale=counts, or fit and predict without a benchmark"
         )
+    _check_hide(benchmark)
     if isinstance(benchmark.view.panel, str):
         check_recipe(benchmark.view.panel, benchmark.view.among or benchmark.cohort.genes("common"))
     if benchmark.ensemble:
@@ -38,6 +40,22 @@ def check_settings(benchmark: Benchmark) -> None:
             f"standardize={benchmark.view.standardize!r} needs at least {MIN_SPOTS} spots in every section; "
             f"{len(few)} have fewer ({', '.join(few[:8])}). Use standardize='train', or leave them out (`--sections`)"
         )
+
+
+def _check_hide(benchmark: Benchmark) -> None:
+    completing = [model for model in benchmark.all_models() if benchmark.spec(model).completes]
+    if completing and isinstance(benchmark.hide, Everything):
+        raise ValueError(
+            f"{', '.join(completing)} complete what is visible of a section, and everything is hidden; hide a share of "
+            "the entries, `--hide entries:0.3`"
+        )
+    if not isinstance(benchmark.hide, Everything) and benchmark.view.target.library == "panel":
+        raise ValueError(
+            f"part of the counts is hidden, and target '{benchmark.view.target}' divides by their sum over the panel; use "
+            "a target that divides by all counts of a spot, such as `--target log1p-cpm`"
+        )
+    if benchmark.rates and not isinstance(benchmark.hide, Entries):
+        raise ValueError(f"rates={benchmark.rates} are rates of hidden entries; hide entries, `--hide entries:0.3`")
 
 
 def _check_ensemble(benchmark: Benchmark) -> None:

@@ -26,9 +26,11 @@ from histoweave import _keys as K
 from histoweave._repro import digest, file_digest, versions
 from histoweave.batch import Needs
 from histoweave.bench._checks import check_settings
-from histoweave.bench.metrics import section_metrics, to_rows
-from histoweave.data.holdout import Everything, Hide, Holdout
-from histoweave.data.section import Cohort, Section
+from histoweave.bench._digest import section_digest
+from histoweave.bench.metrics import to_rows
+from histoweave.bench.scoring import at_rate, score
+from histoweave.data.holdout import Entries, Everything, Hide, Holdout
+from histoweave.data.section import Cohort
 from histoweave.data.split import Split, k_fold
 from histoweave.data.store import Store
 from histoweave.pp.genes import select_panel
@@ -38,34 +40,6 @@ from histoweave.view import View
 Progress = Callable[[int, int, str], None]
 RESULTS = 1  # to be raised with any change that moves numbers: cells of older code are then not taken
 CONTROLS = ("mean", "ridge", "knn", "shuffled")
-
-
-def section_digest(section: Section) -> str:
-    """Digest of everything in a section that a result can depend on."""
-    counts = section.spots.X.tocsr().sorted_indices()
-    arrays = [counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64), section.xy, section.library]
-    if section.array_rc is not None:
-        arrays.append(section.array_rc)
-    if K.SIZE_FACTOR in section.spots.obs:
-        arrays.append(section.spots.obs[K.SIZE_FACTOR].to_numpy(dtype=np.float64))
-    return digest(
-        {
-            "id": section.id,
-            "patient": section.patient,
-            "platform": section.platform,
-            "um_per_px": section.um_per_px,
-            "genes": list(section.genes),
-            "arrays": [digest_array(a) for a in arrays],
-            "image": None if section.image is None else section.image.digest,
-        }
-    )
-
-
-def digest_array(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes."""
-    import hashlib
-
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +77,10 @@ class Benchmark:
         epoch chosen on the test fold, as the TRIPLEX code does; every table made with it says so.
     hide
         What is hidden on the test side.
+    rates
+        Further rates of hidden entries at which the same fits are scored.
+    measured
+        Also score entries with a count alone: counts of 0 may be what the assay dropped.
     ensemble
         0: one fit on all training patients. k: the mean of k fits, each stopped on another k-th of them.
     trunk_weights
@@ -119,6 +97,8 @@ class Benchmark:
     seeds: tuple[int, ...] = (0,)
     protocol: Literal["strict", "paper"] = "strict"
     hide: Hide = field(default_factory=Everything)
+    rates: tuple[float, ...] = ()
+    measured: bool = False
     ensemble: int = 0
     trunk_weights: str | None = None
 
@@ -166,6 +146,8 @@ class Benchmark:
             "among": digest(list(view.among or ())),
             "protocol": self.protocol,
             "hide": repr(self.hide),
+            "rates": list(self.rates),
+            "measured": self.measured,
             "ensemble": self.ensemble,
             "trunk": self.trunk_weights and file_digest(Path(self.trunk_weights)),
             "versions": versions() | {"results": RESULTS},
@@ -184,6 +166,7 @@ class Benchmark:
                             "seed": seed,
                             "recipe": spec.recipe.to_dict(),
                             "first": spec.first and spec.first.recipe.to_dict(),
+                            "filler": spec.filler and spec.filler.recipe.to_dict(),
                             "train": split.train,
                             "test": split.test,
                             "fold": split.name,
@@ -226,6 +209,7 @@ class Benchmark:
         learners = list(self._fit(cell, train, test, store, device, work / "checkpoint"))
         prediction = _mean([learner.predict(test) for learner in learners])
         rows, prediction = self._score(cell, learners[0], prediction, holdout)
+        rows = pd.concat([rows, *self._other_rates(cell, learners)], ignore_index=True)
         card = learners[0].describe() | {
             "fold": cell.split.name,
             "test": list(cell.split.test),
@@ -279,21 +263,27 @@ class Benchmark:
             for part in k_fold(train, self.ensemble, seed=cell.seed):
                 yield learner(part.name).fit(train.subset(part.train), train.subset(part.test))
 
+    def _other_rates(self, cell: Cell, learners: list[Learner]) -> Iterator[pd.DataFrame]:
+        """Rows of the same fits at the other rates of hidden entries, the rate in the names of their metrics."""
+        for rate in self.rates:
+            assert isinstance(self.hide, Entries)
+            holdout = Holdout(cell.split, replace(self.hide, rate=rate))
+            shown = holdout.shown(self.cohort.subset(cell.split.test))
+            made = _mean([learner.predict(shown) for learner in learners])
+            rows, _ = self._score(cell, learners[0], made, holdout)
+            yield rows.assign(metric=[at_rate(metric, rate) for metric in rows["metric"]])
+
     def _score(
         self, cell: Cell, learner: Learner, prediction: AnnData, holdout: Holdout
     ) -> tuple[pd.DataFrame, AnnData]:
         """Rows of the long table, and the prediction with fold, split and the truth beside it."""
         assert learner.fitted is not None
-        genes = list(learner.fitted.genes.genes)
         parts, truths, masks = [], [], []
         for section in self.cohort.subset(cell.split.test):
-            truth, mask = learner.fitted.truth(section)
-            if not isinstance(self.hide, Everything):
-                mask &= holdout.hidden(section)[:, section.genes.get_indexer(genes)].toarray()
             here = (prediction.obs[K.SECTION] == section.id).to_numpy()
             if list(prediction.obs_names[here]) != [f"{section.id}/{name}" for name in section.spots.obs_names]:
                 raise RuntimeError(f"predictions of section {section.id!r} are not in the order of its spots")
-            frame, _ = section_metrics(truth, prediction.X[here], mask, genes=genes)
+            frame, truth, mask = score(learner.fitted, section, prediction.X[here], holdout, measured=self.measured)
             parts.append(
                 to_rows(
                     frame,

@@ -23,7 +23,8 @@ from histoweave.bench._genewise import Floats
 Protocol = Literal["strict", "paper"]
 
 ROWS = ("benchmark", "model", "seed", "fold", "patient", "section", "gene", "metric", "value")
-LOWER_IS_BETTER = frozenset({"mse", "mse_offset", "mse_pattern", "mae"})
+_ERRORS = ("mse", "mse_offset", "mse_pattern", "mae", "mse_entries", "deviance")
+LOWER_IS_BETTER = frozenset([*_ERRORS, *(f"{error}_measured" for error in _ERRORS)])
 
 _MEASURES: Mapping[str, Callable[[gw.Pair], Floats]] = {
     "pcc": gw.pearson,

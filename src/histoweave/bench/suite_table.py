@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histoweave.bench.markdown import notes as run_notes
 from histoweave.bench.metrics import average, pcc_h_paper
 from histoweave.bench.suites import DRY, METRICS, Suite, SuiteIncomplete, Value
 from histoweave.bench.summary import Report
-from histoweave.bench.summary import notes as run_notes
 from histoweave.data import catalog
 
 FILES = ("suite.parquet", "suite.md")
@@ -76,9 +76,14 @@ def comparison(suite: Suite, rows: pd.DataFrame, *, note: str = "") -> pd.DataFr
 
 
 def shown(table: pd.DataFrame, *, run: bool = True) -> pd.DataFrame:
-    """A comparison as text, indexed by model: the models that were run, or the published ones that were not."""
+    """A comparison as text, indexed by model: the models that were run, or the published ones that were not.
+
+    One line per metric; a comparison of sides has one line per side, with the published value in brackets.
+    """
     part = table[(table["model"] != "") == run]
     model = part["model"] if run else part["published_as"]
+    if "side" in part:
+        return _by_side(part.assign(model=model), run=run)
     columns = {
         "metric": part["metric"],
         "published": [_pm(m, s) for m, s in zip(part["published"], part["published_sd"], strict=True)],
@@ -92,6 +97,25 @@ def shown(table: pd.DataFrame, *, run: bool = True) -> pd.DataFrame:
     return pd.DataFrame(columns).set_axis(pd.Index(model, name="model"), axis=0)
 
 
+def _by_side(part: pd.DataFrame, *, run: bool) -> pd.DataFrame:
+    """One line per model and side, one column per metric: ours, and in brackets what was published; or that alone."""
+    if not len(part):
+        return pd.DataFrame()
+
+    def cell(row: pd.Series) -> str:
+        theirs = _short(row["published"])
+        return theirs if not run else _short(row["ours"]) + (f" ({theirs})" if theirs != "–" else "")
+
+    text = part.assign(text=part.apply(cell, axis=1))
+    keys = pd.MultiIndex.from_frame(text[["model", "side"]].drop_duplicates())
+    wide = text.pivot(index=["model", "side"], columns="metric", values="text").reindex(keys).fillna("–")
+    return wide[list(dict.fromkeys(text["metric"]))].reset_index("side").rename_axis(columns=None)
+
+
+def _short(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.3g}" if abs(value) >= 1000 else f"{value:.3f}"
+
+
 def to_markdown(suite: Suite, table: pd.DataFrame, notes: Sequence[str]) -> str:
     """Both parts of a comparison as Markdown, under the notes and what the published numbers are."""
     lines = [f"# {suite.name}: published and ours", "", f"Published: {suite.title}. {suite.citation}.", ""]
@@ -99,7 +123,7 @@ def to_markdown(suite: Suite, table: pd.DataFrame, notes: Sequence[str]) -> str:
     for run, title in ((True, "Models that were run"), (False, "Published, not run here")):
         if len(part := shown(table, run=run)):
             dry = f" ({DRY})" if (table["note"] == DRY).any() else ""
-            lines += ["", f"## {title}{dry}", "", _markdown(part)]
+            lines += ["", f"## {title}{dry}", "", lined(part)]
     return "\n".join(lines) + "\n"
 
 
@@ -148,7 +172,7 @@ def _pm(mean: float, sd: float) -> str:
     return f"{mean:.3f}" if np.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def lined(table: pd.DataFrame) -> str:
     """A table of text as Markdown."""
     rows = [["model", *table.columns], ["---"] * (1 + table.shape[1]), *table.reset_index().to_numpy().tolist()]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)

@@ -67,6 +67,12 @@ class Suite:
         With which arguments the authors ran a model on this dataset.
     variants
         Published rows that are a model of ours with other arguments, by model and row.
+    val_patients
+        ``split="sides"``, for papers that report training, validation and test patients of one split: who validates.
+        `published` then has one value per side.
+    models, rows, count_rows, search
+        Of such a suite: models that are run where none are named; published row → the model that it is; rows published
+        on the scale of counts; model → setting → values among which the validation patients choose.
     """
 
     name: str
@@ -76,7 +82,7 @@ class Suite:
     target: str
     panel: str
     protocol: Literal["strict", "paper"]
-    split: Literal["leave-one-patient-out", "folds", "external"]
+    split: Literal["leave-one-patient-out", "folds", "external", "sides"]
     folds: int
     window_px: int
     phantom: str
@@ -86,6 +92,11 @@ class Suite:
     ablations: Mapping[str, Row] = field(default_factory=dict)
     arguments: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Mapping[str, object]]] = field(default_factory=dict)
+    val_patients: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    rows: Mapping[str, str] = field(default_factory=dict)
+    count_rows: tuple[str, ...] = ()
+    search: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -146,6 +157,8 @@ class Suite:
                 f"suite {self.name!r} has no folds: it trains on {self.train!r} and tests on {self.dataset!r}"
             )
         wanted = {patient for group in self.test_patients.values() for patient in group}
+        if self.split == "sides":
+            return (self._sides(cohort, wanted),)
         if wanted and wanted != set(cohort.patients):
             raise SuiteIncomplete(
                 f"suite {self.name!r} folds {len(wanted)} patients; the cohort lacks "
@@ -160,6 +173,15 @@ class Suite:
             )
         return tuple(splits)
 
+    def _sides(self, cohort: Cohort, tested: set[str]) -> Split:
+        """The one split of a paper that reports three sides: tested and validating patients, and all others."""
+        missing = sorted(({*tested, *self.val_patients}) - set(cohort.patients))
+        if missing:
+            raise SuiteIncomplete(f"suite {self.name!r} validates or tests on {missing}; the cohort lacks them")
+        (split,) = from_table(cohort, self.test_patients)
+        val = cohort.where_patient(self.val_patients).ids
+        return replace(split, train=tuple(id for id in split.train if id not in set(val)), val=val).check(cohort)
+
     def spec(self, spec: str) -> str:
         """A model with the arguments that the authors gave it on this dataset, where it is written without them."""
         name, given = parse(spec)
@@ -172,6 +194,10 @@ class Suite:
     def published_as(self, spec: str) -> str | None:
         """The published row that a model of ours is to be compared with; None where there is none."""
         name, given = parse(spec)
+        if self.rows:
+            free = {*_INPUTS, *self.search.get(name, {})}
+            told = (name, {k: v for k, v in given.items() if k not in free})
+            return next((row for row, model in self.rows.items() if parse(model) == told), None)
         own = self.arguments.get(name, {})
         changed = {k: v for k, v in given.items() if k not in _INPUTS and own.get(k) != v}
         labels = (
@@ -221,6 +247,9 @@ def _suite(name: str, row: dict[str, Any]) -> Suite:
     made = Suite(name=name, **{key: value for key, value in row.items() if key not in ("published", "test_patients")})
     return replace(
         made,
+        val_patients=tuple(row.get("val_patients", ())),
+        models=tuple(row.get("models", ())),
+        count_rows=tuple(row.get("count_rows", ())),
         test_patients={fold: tuple(group) for fold, group in row.get("test_patients", {}).items()},
         published={
             model: {metric: (_value(v),) for metric, v in values.items()}

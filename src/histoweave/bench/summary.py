@@ -18,10 +18,13 @@ import pandas as pd
 from histoweave import _keys as K
 from histoweave._repro import fingerprint
 from histoweave.bench.benchmark import Benchmark, Cell
-from histoweave.bench.metrics import LOWER_IS_BETTER, average, pcc_50, pcc_h_paper, pooled_pcc
+from histoweave.bench.markdown import to_markdown
+from histoweave.bench.metrics import ROWS, average, pcc_50, pcc_h_paper, pooled_pcc
+from histoweave.bench.scoring import ENTRIES
 from histoweave.bench.stats import compare
 from histoweave.bench.trust import reliability
 from histoweave.data._atomic import writing
+from histoweave.data.holdout import Entries, Everything, Genes, Thin
 from histoweave.data.section import Section
 from histoweave.pp.counts import Target
 from histoweave.view import divisor, smoothing
@@ -34,6 +37,11 @@ HEADLINE = (
     "pcc_50",
     "spearman",
     "mse",
+    "mse_entries",
+    "deviance",
+    "deviance_explained",
+    "mse_measured",
+    "pcc_measured",
     "mse_offset",
     "mse_pattern",
     "mae",
@@ -150,6 +158,34 @@ def _standardize(card: dict[str, Any]) -> str:
     return f"{how} (transductive)" if how in ("section", "both") and _looking(card)["encoder"] else how
 
 
+# What every model is tested against, and on what: by what is hidden.
+_REFERENCE: dict[type, tuple[str, str]] = {
+    Everything: ("pcc", "ridge"),
+    Entries: ("mse", "ridge-visible"),
+    Thin: ("deviance", "ridge-visible"),
+    Genes: ("pcc", "ridge"),
+}
+
+
+def over_entries(rows: pd.DataFrame) -> pd.DataFrame:
+    """``mse_entries`` per section: squared error over all hidden entries, so that a gene counts as often as it was hidden.
+
+    One row per section in the place of one per gene, for every rate of hidden entries in the table.
+    """
+    keys = [name for name in ROWS if name not in ("gene", "metric", "value")]
+    parts = []
+    for name in [m for m in rows["metric"].unique() if m.partition("@")[0] == ENTRIES]:
+        _, at, rate = name.partition("@")
+        wide = rows[rows["metric"].isin([f"mse{at}{rate}", name])].pivot(
+            index=[*keys, "gene"], columns="metric", values="value"
+        )
+        error, number = wide[f"mse{at}{rate}"], wide[name]
+        summed = pd.DataFrame({"error": error * number, "number": number}).groupby(level=keys, sort=False).sum()
+        value = summed["error"] / summed["number"]
+        parts.append(value.rename("value").reset_index().assign(gene="all", metric=f"mse_{ENTRIES}{at}{rate}"))
+    return pd.concat(parts, ignore_index=True)[list(ROWS)]
+
+
 def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> Report:
     """The tables of a run from its finished cells, written to its folder and returned."""
     out = Path(out)
@@ -158,14 +194,19 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
     rows = rows.assign(benchmark=benchmark.name)  # a cell may have been made under another name
     pooled = _pooled(benchmark, cells)
     genes = _genes(benchmark, rows)
-    parts = [average(rows, protocol=benchmark.protocol), average(pooled, protocol="paper"), pcc_h_paper(rows)]
+    parts = [average(rows, protocol=benchmark.protocol), average(pooled, protocol="paper")]
+    if "pcc" in set(rows["metric"]):
+        parts.append(pcc_h_paper(rows))
     parts += _reliable(rows, genes, benchmark.protocol)
+    if isinstance(benchmark.hide, Entries):
+        parts.append(average(over_entries(rows), protocol="strict"))
     lists = _top_genes(cards)
     if lists is not None:
         parts.append(pcc_50(rows, lists, protocol=benchmark.protocol))
     summary = pd.concat(parts, ignore_index=True)
     models = set(rows["model"])
-    tests = compare(rows, "pcc", "ridge") if {"ridge"} < models else pd.DataFrame({"model": sorted(models)})
+    metric, reference = _REFERENCE[type(benchmark.hide)]
+    tests = compare(rows, metric, reference) if {reference} < models else pd.DataFrame({"model": sorted(models)})
     card = fingerprint(
         benchmark=benchmark.name,
         protocol=benchmark.protocol,
@@ -248,74 +289,3 @@ def _halved(target: Target, section: Section) -> Callable[[np.ndarray], np.ndarr
     """The target of half a spot's counts: what they are divided by is halved with them."""
     half, near = divisor(target, section) / 2, smoothing(target, section)
     return lambda counts: target.transform(counts, half, near)[0]
-
-
-def to_markdown(report: Report) -> str:
-    """The run as Markdown: table, tests, warnings."""
-    lines = [
-        f"# {report.card['benchmark']}",
-        "",
-        *(f"> {note}" for note in notes(report)),
-        "",
-        _pipe(report.table()),
-        "",
-    ]
-    if "p_holm" in report.tests:
-        lines += [
-            "## Against ridge (PCC, patients paired)",
-            "",
-            _pipe(report.tests.set_index("model")[["difference", "n_patients", "p", "p_holm", "p_min", "note"]]),
-            "",
-        ]
-    return "\n".join(lines)
-
-
-def _pipe(table: pd.DataFrame) -> str:
-    """A Markdown table."""
-    header = [table.index.name or "", *map(str, table.columns)]
-    body = [
-        [str(index), *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)]
-        for index, row in zip(table.index, table.itertuples(index=False), strict=True)
-    ]
-    rows = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-
-
-def notes(report: Report) -> list[str]:
-    """What a reader must know before believing the numbers."""
-    found = []
-    patients = set(report.card["patients"].values())
-    if report.card["protocol"] == "paper":
-        found.append(
-            "Protocol 'paper': the panel comes from all sections and the epoch was chosen on the test fold. "
-            "These numbers are optimistic and not comparable with the default protocol."
-        )
-    if len(patients) < 6:
-        found.append(f"{len(patients)} patients: not testable, and nothing is ranked (6 are needed for p < 0.05).")
-    rungs = {card["inner_split"] for card in report.cells} & {"sections", "blocks"}
-    if rungs:
-        found.append(
-            f"Inner split on {' and '.join(sorted(rungs))}: the training side has too few patients to validate "
-            "on one of its own."
-        )
-    short = sorted({card["recipe"]["name"] for card in report.cells if card["history"]} - {"paper"})
-    if short:
-        found.append(f"Recipe {', '.join(short)}: shorter than published; not the method's accuracy.")
-    if report.card["controls_left_out"]:
-        found.append(
-            f"Controls left out, because sections have no image: {', '.join(report.card['controls_left_out'])}."
-        )
-    if "ridge" not in report.models:
-        found.append("Ridge did not run: there is no test against it, and no pcc_50.")
-    weak = int((~report.genes["reliable"]).sum())
-    if weak:
-        found.append(
-            f"{weak} of {len(report.genes)} genes have a reliability under 0.3; they count in the mean, and "
-            "their ceiling is in the table of genes."
-        )
-    lower = ", ".join(sorted(LOWER_IS_BETTER & set(report.summary["metric"])))
-    found.append(
-        f"PCC is per gene within a section, then mean over genes, sections and patients; ± is the population sd "
-        f"over patients. Lower is better for {lower}."
-    )
-    return found

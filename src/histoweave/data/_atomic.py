@@ -37,6 +37,16 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path for what writes files itself; it takes the name `path` when the block ends well, or vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with building(path.parent) as folder:
+        temporary = folder / path.name
+        yield temporary
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
 def building(folder: Path) -> Iterator[Path]:
     """Open a temporary folder below `folder`, held as in use; what the block leaves in it is removed at the end."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,14 +29,16 @@ class Everything:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Some entries (spot, gene) of the test sections are hidden (completion).
+    """Some measured entries (spot, gene) of the test sections are hidden (completion). Counts of 0 never are.
 
     Attributes
     ----------
     rate
-        Fraction of entries to hide, in (0, 1).
+        Fraction to hide, in (0, 1).
     of
-        ``measured``: of the non-zero entries; ``all``: of all entries.
+        ``measured``: of the measured entries of every gene. ``all``: of all entries of every gene, measured or not, as
+        the SpaRED code has it: with f the gene's measured fraction, an entry is hidden with probability
+        min(1, rate / f). A gene with f ≤ rate keeps no visible value, so it is not scored.
     """
 
     rate: float
@@ -51,6 +53,22 @@ class Entries:
 
 
 @dataclass(frozen=True, slots=True)
+class Thin:
+    """A share of the transcripts of the test sections is hidden: every count is thinned binomially.
+
+    What is shown and what is hidden of a spot are independent counts of the same expression, and zeros stay zeros that
+    were seen. So this asks for the expected count of every entry, not for the value of a missing one.
+    """
+
+    rate: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise ValueError(f"rate={self.rate} of hidden transcripts; expected a number between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
 class Genes:
     """Whole genes of the test sections are hidden (imputation)."""
 
@@ -61,7 +79,28 @@ class Genes:
             raise ValueError("no genes to hide were named; give at least one")
 
 
-Hide = Everything | Entries | Genes
+Hide = Everything | Entries | Thin | Genes
+
+
+def parse_hide(text: str) -> Hide:
+    """What is hidden, as it is written on a command line: ``everything``, ``entries:0.3``, ``entries:0.3:all``, ``thin:0.5``."""
+    name, *rest = text.split(":")
+    try:
+        if name == "everything" and not rest:
+            return Everything()
+        if name == "entries" and len(rest) in (1, 2):
+            return Entries(float(rest[0]), of="measured" if len(rest) == 1 else rest[1])  # type: ignore[arg-type]
+        if name == "thin" and len(rest) == 1:
+            return Thin(float(rest[0]))
+    except ValueError as error:
+        raise ValueError(f"hide {text!r}: {error}") from None
+    raise ValueError(f"hide {text!r}; expected 'everything', 'entries:0.3', 'entries:0.3:all' or 'thin:0.5'")
+
+
+def _generator(seed: int, section: Section) -> np.random.Generator:
+    """A generator for the seed and the name of the section, so that sections can be held out in any order."""
+    digest = hashlib.blake2b(f"{seed}/{section.id}".encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +121,41 @@ class Holdout:
         return Cohort(self._visible(section) for section in cohort)
 
     def hidden(self, section: Section) -> sparse.csr_matrix:
-        """Which entries of a test section are hidden: boolean CSR (n, G)."""
+        """Which entries of a test section are hidden, wholly or in part: boolean CSR (n, G)."""
         shape = section.spots.X.shape
         if isinstance(self.hide, Everything):
             return sparse.csr_matrix(np.ones(shape, dtype=bool))
         if isinstance(self.hide, Genes):
             return sparse.csr_matrix(np.broadcast_to(section.genes.isin(self.hide.names), shape))
-        digest = hashlib.blake2b(f"{self.hide.seed}/{section.id}".encode(), digest_size=8).digest()
-        rng = np.random.default_rng(int.from_bytes(digest, "little"))
-        if self.hide.of == "all":
-            return sparse.csr_matrix(rng.random(shape, dtype=np.float32) < self.hide.rate)
+        if isinstance(self.hide, Thin):
+            return sparse.csr_matrix(self._thinned(section) > 0)
         counts = section.spots.X.tocsr()
-        drawn = sparse.csr_matrix(
-            (rng.random(counts.nnz, dtype=np.float32) < self.hide.rate, counts.indices.copy(), counts.indptr.copy()),
-            shape=shape,
+        rate = np.full(shape[1], self.hide.rate)
+        if self.hide.of == "all":
+            fraction = np.asarray((counts > 0).mean(axis=0)).ravel()
+            rate = np.minimum(1.0, np.divide(rate, fraction, out=np.ones_like(rate), where=fraction > 0))
+        rng = _generator(self.hide.seed, section)
+        drawn = rng.random(counts.nnz, dtype=np.float32) < rate[counts.indices]
+        hidden = sparse.csr_matrix((drawn, counts.indices.copy(), counts.indptr.copy()), shape=shape)
+        hidden.eliminate_zeros()
+        return hidden
+
+    def _thinned(self, section: Section) -> sparse.csr_matrix:
+        """The transcripts of a section that are hidden by `Thin`: counts (n, G)."""
+        assert isinstance(self.hide, Thin)
+        counts = section.spots.X.tocsr()
+        taken = _generator(self.hide.seed, section).binomial(counts.data.astype(np.int64), self.hide.rate)
+        hidden = sparse.csr_matrix(
+            (taken.astype(np.float32), counts.indices.copy(), counts.indptr.copy()), shape=counts.shape
         )
-        drawn.eliminate_zeros()
-        return drawn
+        hidden.eliminate_zeros()
+        return hidden
+
+    def held(self, section: Section) -> sparse.csr_matrix:
+        """The counts of a test section that are hidden: CSR (n, G)."""
+        if isinstance(self.hide, Thin):
+            return self._thinned(section)
+        return sparse.csr_matrix(section.spots.X.multiply(self.hidden(section)))
 
     def _visible(self, section: Section) -> Section:
         spots = section.spots
@@ -115,9 +172,13 @@ class Holdout:
             shown = AnnData(X=spots.X[:, keep], obs=place, var=spots.var[keep], obsm={K.SPATIAL: section.xy})
             shown.obs[K.LIBRARY] = np.asarray(shown.X.sum(axis=1)).ravel()
             return section.with_spots(shown)
-        hidden = self.hidden(section)
-        counts = sparse.csr_matrix(spots.X - spots.X.multiply(hidden))
+        counts = sparse.csr_matrix(spots.X - self.held(section))
         counts.eliminate_zeros()
+        if isinstance(self.hide, Thin):
+            place = spots.obs[[column for column in _PLACE if column in spots.obs]].copy()
+            place[K.LIBRARY] = np.asarray(counts.sum(axis=1)).ravel()
+            return section.with_spots(AnnData(X=counts, obs=place, var=spots.var.copy(), obsm={K.SPATIAL: section.xy}))
+        hidden = self.hidden(section)
         shown = AnnData(X=counts, obs=spots.obs.copy(), var=spots.var.copy(), obsm={K.SPATIAL: section.xy})
         # Kept as "what was hidden": dense "what was shown" would not fit for a whole transcriptome.
         shown.layers[K.HIDDEN] = hidden
@@ -129,6 +190,8 @@ class Holdout:
         return Cohort(self._garbled(section, seed) if section.id in test else section for section in cohort)
 
     def _garbled(self, section: Section, seed: int) -> Section:
+        if isinstance(self.hide, Thin):
+            raise ValueError("thinned counts cannot be garbled: what is hidden is part of a count that is shown")
         rng = np.random.default_rng(seed)
         spots = section.spots.copy()
         hidden = self.hidden(section).tocoo()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from keyword import iskeyword
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,6 +50,7 @@ _MODELS = {
     "ridge-gene": "histoweave.models.predict.linear:RidgePerGene",
     "poisson": "histoweave.models.predict.counts:Poisson",
     "nb": "histoweave.models.predict.counts:NB",
+    "xmint": "histoweave.models.impute.xmint:XMINT",
 }
 
 
@@ -80,16 +83,26 @@ def model_class(name: str) -> type[Any]:
 COMMON = {
     "delta": "bool",  # learn the difference from the training mean, which is added back to what is predicted
     "first": "str",  # a model that is fitted before: its features and predictions are what this one starts from
+    "layer": "str",  # what counts of 0 are worth in training: raw, measured, or what a model that completes makes of them
+    "lr": "float",  # learning rate of the training loop, in place of the recipe's
+    "optimizer": "str",  # its optimiser: adam, adamw, nadam or sgd
 }
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
-    """``"triplex[fusion=sum,alpha=0.3]"`` → ``("triplex", {"fusion": "sum", "alpha": 0.3})``.
+    """``"triplex[fusion=sum,alpha=0.3]"`` → ``("triplex", {"fusion": "sum", "alpha": 0.3})``, checked.
 
     Values are JSON (numbers, true, false, null), ``on`` or ``off``, else text; several values are joined with ``+``:
     ``legacy=ffn-width+eval-dropout`` gives a tuple. An argument that is a Python keyword is written without the
     underscore that it has in Python: ``global=off``.
     """
+    name, arguments = read_spec(spec)
+    check_arguments(name, arguments)
+    return name, arguments
+
+
+def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments as `parse` reads them, not held against any table."""
     match = re.fullmatch(r"\s*([\w.-]+)\s*(?:\[(.*)\])?\s*", spec)
     if match is None:
         raise ValueError(f"model {spec!r} is not written like 'name' or 'name[argument=value,…]'")
@@ -100,7 +113,6 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"argument {item!r} of model {spec!r} has no value; write argument=value")
         key = key.strip()
         arguments[f"{key}_" if iskeyword(key) else key] = _value(value.strip())
-    check_arguments(match[1], arguments)
     return match[1], arguments
 
 
@@ -130,16 +142,31 @@ def split_specs(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+def with_argument(spec: str, key: str, value: str) -> str:
+    """A model's text with one more argument; as it is where it has that one already."""
+    if key in parse(spec)[1]:
+        return spec
+    head, bracket, inside = spec.strip().partition("[")
+    return f"{head}[{inside.removesuffix(']')},{key}={value}]" if bracket else f"{head}[{key}={value}]"
+
+
 def check_arguments(name: str, arguments: dict[str, Any]) -> None:
     """`ValueError` if the model has no such argument, with the nearest match, or it cannot have such a value."""
-    parameters = inspect.signature(model_class(name)).parameters.items()
-    kinds = {key: str(parameter.annotation) for key, parameter in parameters if key != "dims"} | COMMON
+    check_against(model_class(name), f"model {name!r}", arguments, COMMON)
+
+
+def check_against(
+    cls: type[Any], called: str, arguments: dict[str, Any], common: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """The same for any class; `common` are arguments that are taken beside its own, with the names of their types."""
+    parameters = inspect.signature(cls).parameters.items()
+    kinds = {key: str(parameter.annotation) for key, parameter in parameters if key != "dims"} | dict(common)
     for key, value in arguments.items():
         if key not in kinds:
-            raise ValueError(f"model {name!r} has no argument {key!r}{nearest(key, list(kinds))}")
+            raise ValueError(f"{called} has no argument {key!r}{nearest(key, list(kinds))}")
         kind = kinds[key]
         if kind in _KINDS and not (isinstance(value, _KINDS[kind]) and isinstance(value, bool) == (kind == "bool")):
-            raise ValueError(f"model {name!r}: {key}={value!r}; expected a value of type {kind}")
+            raise ValueError(f"{called}: {key}={value!r}; expected a value of type {kind}")
 
 
 def create(name: str, dims: Dims, /, **arguments: Any) -> SpotModel:

@@ -22,7 +22,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from histoweave import _keys as K
-from histoweave.bench.summary import Report, notes
+from histoweave.bench.markdown import notes
+from histoweave.bench.summary import Report
 from histoweave.bench.trust import MIN_RELIABILITY
 from histoweave.data._atomic import writing
 from histoweave.data.section import Cohort

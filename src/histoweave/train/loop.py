@@ -10,8 +10,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from histoweave.batch import Batch
 from histoweave.feed import Feed
 from histoweave.train.recipe import Recipe
 
@@ -103,7 +105,7 @@ def _epoch(
         group["lr"] = recipe.rate(epoch)
     total: dict[str, float] = {}
     spots = 0
-    for batch in train.batches(recipe.batch, generator=order):
+    for batch in _batches(train, recipe, order):
         value, parts = module.loss(batch)
         if not torch.isfinite(value):
             raise FloatingPointError(
@@ -119,6 +121,15 @@ def _epoch(
         for key, part in {"loss": value, **parts}.items():
             total[key] = total.get(key, 0.0) + float(part.detach()) * len(batch)
     return {"epoch": epoch, **{key: value / spots for key, value in total.items()}}
+
+
+def _batches(train: Feed, recipe: Recipe, order: torch.Generator) -> Iterator[Batch]:
+    """The batches of an epoch: all spots once in random order, or as many batches as the recipe says, in new orders."""
+    if recipe.steps is None:
+        yield from train.batches(recipe.batch, generator=order)
+        return
+    passes = chain.from_iterable(train.batches(recipe.batch, generator=order) for _ in count())
+    yield from islice(passes, recipe.steps)
 
 
 @torch.no_grad()

@@ -18,11 +18,13 @@ from histoweave import _keys as K
 from histoweave.batch import Dims, Needs
 from histoweave.data.section import Cohort, Section
 from histoweave.data.store import Store
-from histoweave.embed import SectionFeatures, encoder_card
+from histoweave.embed import SectionFeatures
 from histoweave.embed.weights import read_weights
 from histoweave.feed import Feed, dense_rc
 from histoweave.models import create
+from histoweave.train.layers import HIDE, center_of, check_sections, check_target, filled_values
 from histoweave.train.loop import History, Progress, fit, predictions
+from histoweave.train.provenance import describe
 from histoweave.train.recipe import Recipe
 from histoweave.train.regions import regions, spacing
 from histoweave.train.saved import write_folder
@@ -31,7 +33,8 @@ from histoweave.view import Features, FittedView, View
 
 CHUNK = 4096  # spots predicted at a time by models that look at each spot alone
 TOGETHER = Needs.POOL | Needs.WHOLE_SECTION | Needs.NBR | Needs.ADJACENCY | Needs.ADJACENCY_RAW  # all spots at once
-AROUND = Needs.CTX_EXPR | Needs.POOLED  # the spots around each
+OVERALL = Needs.WHOLE_SECTION | Needs.FILL | Needs.CTX_FILL  # values that stand for a whole section
+AROUND = Needs.CTX_EXPR | Needs.CTX_FILL | Needs.POOLED  # the spots around each
 STATISTICS = ("shift", "scale", "center")  # of a fitted view
 
 
@@ -113,17 +116,19 @@ class Learner:
         ValueError
             Sections without an image for a model that looks at one; no counts.
         """
-        self._check_images(train)
+        check_sections(self.spec, train)
+        check_target(self.spec, self.view.target)
         self.encoder_digest = None
         if self.first is not None:
             self.first.fit(train, val)
         features = self._embed(train)
-        if self._embeds:
+        if self.embeds:
             self.encoder_digest = self.view.make_encoder(self.device).digest
         self.fitted = self.view.fit(train, features)
+        filler = self._fill(train)
         self.max_context = max(section.n for section in train)
         self.spacing = spacing(train)
-        feed = Feed(self.fitted, train, features, self.needs, device=self.device, hops=self.spec.hops)
+        feed = self._feed(train, features, filler)
         torch.manual_seed(self.seed)
         self.width = feed.width
         self.module = self.build(self.width)
@@ -140,12 +145,25 @@ class Learner:
             part, stop = feed.only(~held), feed.only(held)
         else:
             self.rung = "given"
-            part, stop = feed, self._feed(val)
+            part, stop = feed, self._feed(val, filler=filler)
+        if self.spec.completes:
+            stop = stop.hiding(HIDE)
         if hasattr(self.module, "index"):
             self.module.index(part)  # type: ignore[operator]
         self.history = fit(
             self.module, part, stop, self.recipe, seed=self.seed, checkpoint=self.checkpoint, progress=self.progress
         )
+        return self
+
+    def choose(self, val: Cohort) -> Self:
+        """Lets other sections than those it was fitted on choose among the penalties that it fitted, where it has any.
+
+        Models that are trained step by step choose their epoch in `fit`, and the others have nothing to choose.
+        """
+        _, module = self.ready()
+        if hasattr(module, "choose"):
+            module.choose(self._feed(val))  # type: ignore[operator]
+            self.rung = "given"
         return self
 
     def predict(self, cohort: Cohort) -> AnnData:
@@ -162,26 +180,28 @@ class Learner:
         Models that look at all spots at once get regions of at most `max_context` spots with a halo, the others any
         number of spots, so that memory does not grow with the section.
         """
-        fitted, module = self._ready()
-        self._check_images(Cohort([section]))
+        fitted, module = self.ready()
+        check_sections(self.spec, Cohort([section]))
         features = self._embed(Cohort([section]))
-        rc = dense_rc(section)
         together = bool(self.needs & TOGETHER)
+        whole = Needs.SEQ in self.needs or (self.spec.completes and bool(self.needs & OVERALL))
         at_most = self.max_context if together else max(CHUNK, self.max_context)
         cut = [(np.arange(section.n), np.ones(section.n, dtype=bool))]
-        if section.n > at_most:
-            cut = list(regions(rc, at_most, halo=self.spec.halo if together or self.needs & AROUND else 0))
+        if section.n > at_most and not whole:
+            cut = list(
+                regions(dense_rc(section), at_most, halo=self.spec.halo if together or self.needs & AROUND else 0)
+            )
         for rows, core in cut:
             part = section if len(rows) == section.n else section.with_spots(section.spots[rows].copy())
             taken = {id: found.take(rows) for id, found in features.items()} if part is not section else features
-            feed = Feed(fitted, Cohort([part]), taken, self.needs, device=self.device, hops=self.spec.hops)
+            feed = self._feed(Cohort([part]), taken)
             made = predictions(module, feed, self.recipe.batch)[0].cpu().numpy()
             yield self._table(part, made if fitted.center is None else made + fitted.center, core)
 
     @torch.no_grad()
     def stage(self, cohort: Cohort) -> Features:
         """Features (n, d) and predictions (n, g) of every section, from which a next stage starts."""
-        _, module = self._ready()
+        _, module = self.ready()
         made: dict[str, SectionFeatures] = {}
         for section in cohort:
             feed = self._feed(Cohort([section]))
@@ -220,36 +240,12 @@ class Learner:
 
     def describe(self) -> dict[str, Any]:
         """What made these predictions: model, recipe, view, encoder with its licence, training patients."""
-        fitted, module = self._ready()
-        card = self.spec.card
-        return {
-            "model": self.model,
-            "name": self.name,
-            "args": self.spec.args,
-            "first": None if self.first is None else self.first.describe(),
-            "recipe": self.recipe.to_dict(),
-            "seed": self.seed,
-            "citation": card.citation,
-            "control": card.control,
-            "view": fitted.view.to_dict(),
-            "panel": fitted.genes.to_dict(),
-            "panel_digest": fitted.genes.digest,
-            "trained_on": list(fitted.trained_on),
-            "inner_split": self.rung,
-            "encoder": self._encoder_card() if self._embeds else None,
-            "width": self.width,
-            "max_context": self.max_context,
-            "spacing": self.spacing,
-            "expected_accuracy": self.expected_note,
-            "trunk": _trunk_init(module, self.trunk_weights),
-            "parameters": sum(p.numel() for p in module.parameters()),
-            "units": self.units,
-        }
+        return describe(self)
 
     @property
     def units(self) -> str:
         """What a prediction is, in words."""
-        fitted, _ = self._ready()
+        fitted, _ = self.ready()
         return "expected counts at the median library" if self.spec.counts else fitted.view.target.units
 
     def save(self, dir: str | Path) -> None:
@@ -258,7 +254,7 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that was learnt in numbers, by the names under which it is saved."""
-        fitted, module = self._ready()
+        fitted, module = self.ready()
         tensors = {f"module/{key}": value for key, value in module.state_dict().items()}
         for key in STATISTICS:
             if getattr(fitted, key) is not None:
@@ -269,21 +265,46 @@ class Learner:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _ready(self) -> tuple[FittedView, nn.Module]:
+    def ready(self) -> tuple[FittedView, nn.Module]:
         if self.fitted is None or self.module is None:
             raise ValueError(f"model {self.model!r} was not fitted; call fit(cohort) or load_predictor(folder) first")
         return self.fitted, self.module
 
-    def _feed(self, cohort: Cohort) -> Feed:
-        fitted, _ = self._ready()
-        self._check_images(cohort)
-        return Feed(fitted, cohort, self._embed(cohort), self.needs, device=self.device, hops=self.spec.hops)
+    def _feed(self, cohort: Cohort, features: Features | None = None, filler: Learner | None = None) -> Feed:
+        """Batches of a cohort, which is embedded if its features are not given, and completed if a filler is."""
+        assert self.fitted is not None
+        check_sections(self.spec, cohort)
+        return Feed(
+            self.fitted,
+            cohort,
+            self._embed(cohort) if features is None else features,
+            self.needs,
+            device=self.device,
+            hops=self.spec.hops,
+            zeros=self.spec.zeros,
+            filled=None if filler is None else filled_values(filler, cohort),
+            sequencing=self.spec.sequencing,
+        )
+
+    def _fill(self, train: Cohort) -> Learner | None:
+        """The model that completes the training sections, fitted on them, where this one learns what it makes of them."""
+        filler, spec = None, self.spec
+        if spec.filler is not None:
+            plain = replace(self.view, target=replace(self.view.target, delta=False))
+            filler = Learner(
+                spec.filler.text, plain, self.store, recipe=spec.filler.recipe, seed=self.seed, device=self.device,
+                checkpoint=self.checkpoint and self.checkpoint / "layer", progress=self.progress,
+            ).fit(train)  # fmt: skip
+        if spec.layer != "raw" and self.fitted is not None and self.fitted.center is not None:
+            filled = None if filler is None else filled_values(filler, train)
+            self.fitted = replace(self.fitted, center=center_of(self.fitted, train, spec, filled))
+        return filler
 
     def _embed(self, cohort: Cohort) -> Features:
         """Features of a cohort, by the weights that the model was fitted with and no others."""
         if self.first is not None:
             return self.first.stage(cohort)
-        if self.encoder_digest is not None and self._embeds:
+        if self.encoder_digest is not None and self.embeds:
             found = self.view.make_encoder(self.device).digest
             if found != self.encoder_digest:
                 raise ValueError(
@@ -293,25 +314,14 @@ class Learner:
         return self.view.embed(cohort, self.needs, self.store, device=self.device, progress=self.progress)
 
     @property
-    def _embeds(self) -> bool:
+    def embeds(self) -> bool:
         """Whether the frozen encoder is read by this stage itself."""
         return self.first is None and self.spec.embeds
-
-    def _encoder_card(self) -> dict[str, Any]:
-        """The encoder as it is used: with the side of its windows here."""
-        assert self.fitted is not None
-        view = self.fitted.view
-        return encoder_card(view.encoder).to_dict() | {
-            "px": view.window.out,
-            "weights": view.weights,
-            "dtype": view.dtype,
-            "digest": self.encoder_digest,
-        }
 
     def build(self, width: int) -> nn.Module:
         """The model before it learns, for embeddings of a width; the fitted view says for how many genes."""
         assert self.fitted is not None
-        dims = Dims(genes=len(self.fitted.genes.genes), emb=width)
+        dims = Dims(genes=len(self.fitted.genes.genes), emb=width, shared=len(self.view.shared))
         return create(self.name, dims, **self.spec.args).to(self.device)  # type: ignore[attr-defined]
 
     def _start_trunk(self, module: nn.Module) -> None:
@@ -325,23 +335,7 @@ class Learner:
             )
         trunk.load(read_weights(self.trunk_weights))
 
-    def _check_images(self, cohort: Cohort) -> None:
-        bare = [section.id for section in cohort if section.image is None]
-        if bare and self.spec.sees:
-            raise ValueError(
-                f"model {self.name!r} looks at images, and {len(bare)} of {len(cohort)} sections have none "
-                f"({', '.join(bare[:8])}). Use the others only: `--sections with-image`, or "
-                "`cohort.with_image()`"
-            )
-
 
 def _names(section: Section) -> pd.Index:
     """Names of a section's spots in predictions."""
     return pd.Index(section.id + "/" + section.spots.obs_names.astype(str), dtype=object)
-
-
-def _trunk_init(module: nn.Module, weights: str | None) -> str | None:
-    """Where a trainable trunk started: random, or the name of the file; None without such a trunk."""
-    if getattr(module, "trunk", None) is None:
-        return None
-    return "random" if weights is None else Path(weights).name

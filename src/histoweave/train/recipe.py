@@ -23,6 +23,8 @@ class Recipe:
         ``none``, ``step:50:0.9`` (factor every so many epochs) or ``cosine`` (to 0 over all epochs).
     clip
         Largest gradient norm; None for no clipping.
+    steps
+        Batches of an epoch, for methods that are published in iterations; None for every spot once.
     patience
         Epochs without a better validation score before stopping; the best weights are kept.
     monitor
@@ -40,6 +42,7 @@ class Recipe:
     schedule: str = "none"
     batch: int = 128
     epochs: int = 200
+    steps: int | None = None
     patience: int = 20
     monitor: Literal["pcc", "mse"] = "pcc"
     clip: float | None = None
@@ -54,7 +57,7 @@ class Recipe:
         for key, values in allowed.items():
             if getattr(self, key) not in values:
                 raise ValueError(f"recipe {self.name!r}: {key}={getattr(self, key)!r}; expected one of {values}")
-        for key in ("lr", "batch", "epochs", "patience"):
+        for key in ("lr", "batch", "epochs", "patience", *(["steps"] if self.steps is not None else [])):
             if not getattr(self, key) > 0:
                 raise ValueError(f"recipe {self.name!r}: {key}={getattr(self, key)!r}; expected a positive number")
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from inspect import signature
 from typing import Any
 
 from histoweave.batch import FROZEN, IMAGE, Card, Needs
 from histoweave.embed import as_trunk, list_encoders
-from histoweave.models import COMMON, blank, card_of, model_class, parse
+from histoweave.feed import Sequencing
+from histoweave.models import COMMON, blank, card_of, list_models, model_class, parse
 from histoweave.train.recipe import Recipe, load_recipe
 
+LOOP = ("lr", "optimizer")  # arguments that go with every model and change its recipe
+LAYERS = ("raw", "measured")  # what needs no model that completes
 HALO = 5  # lattice steps that a model looks at around a region, if it does not say
 
 
@@ -29,9 +32,16 @@ class Spec:
         Whether it learns the difference from the training mean.
     first
         The stage before it, whose features and predictions it starts from.
+    layer
+        What a count of 0 is worth in training: ``raw``: a measured zero; ``measured``: nothing, the loss leaves it out;
+        else what the model `filler` puts there.
+    filler
+        The model that completes the training sections, where one does.
     needs, hops, halo
         What it reads from a batch, how far its neighbours reach, and what a region of a large section needs around it,
         both in lattice steps.
+    sequencing
+        Length and number of sequences, for models that want them.
     """
 
     text: str
@@ -40,9 +50,12 @@ class Spec:
     recipe: Recipe
     delta: bool
     first: Spec | None
+    layer: str
+    filler: Spec | None
     needs: Needs
     hops: int
     halo: int
+    sequencing: Sequencing
 
     @property
     def card(self) -> Card:
@@ -52,7 +65,18 @@ class Spec:
     @property
     def trains(self) -> bool:
         """Whether any of its stages goes through the training loop."""
-        return self.card.learns == "gradient" or (self.first is not None and self.first.trains)
+        before = [stage for stage in (self.first, self.filler) if stage is not None]
+        return self.card.learns == "gradient" or any(stage.trains for stage in before)
+
+    @property
+    def completes(self) -> bool:
+        """Whether it fills in what is missing of the sections that it is shown."""
+        return self.card.task == "complete"
+
+    @property
+    def zeros(self) -> bool:
+        """Whether a count of 0 is a measurement to it."""
+        return self.layer == "raw" and not self.completes
 
     @property
     def sees(self) -> Needs:
@@ -86,12 +110,38 @@ def resolve(text: str, recipe: str | Recipe) -> Spec:
     name, given = parse(text)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(name, recipe)
     args = recipe.args | given
-    common = {key: args.pop(key) for key in COMMON if key in args}
+    own = signature(model_class(name)).parameters  # an argument of the model itself comes first
+    common = {key: args.pop(key) for key in COMMON if key in args and key not in own}
+    if changed := {key: common[key] for key in LOOP if key in common}:
+        if card_of(name).learns != "gradient":
+            raise ValueError(f"model {name!r} is not trained step by step; leave {', '.join(changed)} out")
+        recipe = replace(recipe, **changed)
     if args.get("trunk") in _encoders() and signature(model_class(name)).parameters["trunk"].annotation == "str":
         args["trunk"] = as_trunk(args["trunk"])  # models with a fixed choice of image parts say so themselves
     first = resolve(common["first"], recipe.name) if common.get("first") else None
+    layer = common.get("layer", "raw")
+    filler = None if layer in LAYERS else resolve(layer, recipe.name)
+    if layer != "raw" and card_of(name).task == "complete":
+        raise ValueError(f"model {name!r} completes, so it learns from measured entries; leave layer={layer!r} out")
+    if filler is not None and not filler.completes:
+        raise ValueError(
+            f"layer={layer!r} of model {name!r} does not complete; expected {', '.join(LAYERS)}, or one of "
+            f"{', '.join(other for other in list_models() if card_of(other).task == 'complete')}"
+        )
     model = blank(name, args)
     if first is not None and not hasattr(blank(first.name, first.args), "features"):
         raise ValueError(f"model {first.name!r} cannot be the first stage of {name!r}: it has no features to hand on")
-    reach = {"hops": getattr(model, "hops", 1), "halo": getattr(model, "halo", HALO)}
-    return Spec(text, name, args, recipe, bool(common.get("delta")), first, model.needs, **reach)
+    return Spec(
+        text,
+        name,
+        args,
+        recipe,
+        bool(common.get("delta")),
+        first,
+        layer,
+        filler,
+        model.needs,
+        hops=getattr(model, "hops", 1),
+        halo=getattr(model, "halo", HALO),
+        sequencing=Sequencing(*getattr(model, "sequencing", ())),
+    )

@@ -1,4 +1,4 @@
-"""From sections to batches: the only file that turns a `Section` into a `Batch`.
+"""`Feed`: batches of a cohort for a model.
 
 A feed holds what the declared needs ask for as tensors over all spots; a batch is a gather by row. Nothing after this
 looks back at AnnData.
@@ -6,7 +6,7 @@ looks back at AnnData.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,10 +17,16 @@ from torch import Tensor
 from histoweave.batch import FROZEN, Batch, Needs
 from histoweave.data.section import Cohort, Section
 from histoweave.data.split import InnerSplit, inner_split, inner_units
+from histoweave.feed._embeddings import Embeddings
+from histoweave.feed._expression import EXPRESSION, Expression
+from histoweave.feed._sequences import Regions, Sequencing
 from histoweave.pp.adjacency import adjacency_basis, nearest
+from histoweave.pp.genes import candidate_counts
 from histoweave.pp.lattice import lattice
 from histoweave.pp.neighbors import edge_distance, neighbours
-from histoweave.view import Features, FittedView, lattice_rc, section_moments
+from histoweave.view import Features, FittedView, lattice_rc
+
+_AROUND = Needs.CTX_EXPR | Needs.CTX_FILL
 
 
 def dense_rc(section: Section) -> np.ndarray:
@@ -46,10 +52,26 @@ class Feed:
         Where the batches are made.
     hops
         Reach of the neighbour tables.
+    zeros
+        Whether a count of 0 is a measurement, or an entry that is missing.
+    filled
+        What to learn in the place of missing entries, per section id (n, g); such a feed counts them as measured.
+    sequencing
+        Length and number of sequences, for models that want them.
     """
 
     def __init__(
-        self, view: FittedView, cohort: Cohort, features: Features, needs: Needs, *, device: str = "cpu", hops: int = 1
+        self,
+        view: FittedView,
+        cohort: Cohort,
+        features: Features,
+        needs: Needs,
+        *,
+        device: str = "cpu",
+        hops: int = 1,
+        zeros: bool = True,
+        filled: Mapping[str, np.ndarray] | None = None,
+        sequencing: Sequencing | None = None,
     ) -> None:
         self.view, self.cohort, self.needs, self.device = view, cohort, needs, torch.device(device)
         self._features, self._hops = features, hops
@@ -57,14 +79,21 @@ class Feed:
         self._start = np.concatenate([[0], np.cumsum(sizes)])
         self._section = torch.from_numpy(np.repeat(np.arange(len(cohort)), sizes)).to(self.device)
         self._rows = torch.arange(int(self._start[-1]), device=self.device)
-        truths = [view.truth(section) for section in cohort]
+        truths = [view.truth(section, zeros=zeros or filled is not None) for section in cohort]
         self._mask = self._stack([mask for _, mask in truths])
-        self._y = self._stack([y for y, _ in truths])
-        if view.center is not None:
-            self._y = (self._y - torch.from_numpy(view.center).to(self.device)) * self._mask
+        self._y = self._stack([y for y, _ in truths] if filled is None else [filled[id] for id in cohort.ids])
+        center = None if view.center is None else torch.from_numpy(view.center).to(self.device)
+        self._expression: Expression | None = None
+        if needs & EXPRESSION:
+            seen = [view.truth(section, zeros=False) for section in cohort]
+            values, shown = (self._stack([pair[i] for pair in seen]) for i in (0, 1))
+            self._expression = Expression(tuple(cohort), values, shown, center)
+        if center is not None:
+            self._y = (self._y - center) * self._mask
         self._fields = dict(self._spot_fields())
-        if needs & FROZEN:
-            self._load_embeddings()
+        self._sequencing = sequencing or Sequencing()
+        self._regions = Regions(cohort, self.device, pixels=Needs.REGION in needs) if Needs.SEQ in needs else None
+        self._embeddings = Embeddings(view, cohort, features, needs, self.device) if needs & FROZEN else None
 
     # -- what a model may ask in `index` ------------------------------------------------------------------------
 
@@ -81,7 +110,7 @@ class Feed:
     @property
     def width(self) -> int:
         """Width of the embeddings; 0 where none are needed."""
-        return int(self._vectors.shape[1]) if self.needs & FROZEN else 0
+        return 0 if self._embeddings is None else self._embeddings.width
 
     def y_mean(self) -> Tensor:
         """Mean target per gene over the walked spots where it counts (g,)."""
@@ -123,14 +152,27 @@ class Feed:
         part.needs = self.needs & (needs | Needs.WHOLE_SECTION)
         return part
 
+    def hiding(self, rate: float) -> Feed:
+        """A feed that hides a share of the measured entries from a model that completes, and counts these alone.
+
+        They are the same entries every time, so that the scores of epochs compare.
+        """
+        if self._expression is None:
+            raise ValueError("only entries that a model reads can be hidden from it, and this one reads none")
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part._expression, hidden = self._expression.hiding(rate)
+        part._mask = self._mask & hidden
+        return part
+
     # -- batches ------------------------------------------------------------------------------------------------
 
-    def batches(self, size: int, /, *, generator: torch.Generator | None = None, seq_len: int = 64) -> Iterator[Batch]:
+    def batches(self, size: int, /, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Every walked spot once (at least once in sequences), in random order if a generator is given.
 
         Models that need whole sections get one section a batch whatever `size` is.
         """
-        for rows, seq in self._orders(size, generator, seq_len):
+        for rows, seq in self._orders(size, generator):
             yield self.batch(rows, seq)
 
     def batch(self, rows: Tensor, seq: Tensor | None = None) -> Batch:
@@ -138,30 +180,19 @@ class Feed:
         made = Batch(spot=rows, section=self._section[rows], y=self._y[rows], y_mask=self._mask[rows], seq=seq)
         for name, table in self._fields.items():
             setattr(made, name, table[rows])
-        if Needs.EMB in self.needs or Needs.SEQ in self.needs:
-            made.emb = self._scaled(self._emb_row[rows], made.section)
-        if Needs.CTX_EMB in self.needs:
-            made.ctx_emb = self._scaled(self._ctx_row[rows], made.section)  # (b, k, d)
-            made.ctx_mask = self._ctx_mask[rows]
-        if Needs.POOL in self.needs:
-            self._add_pool(made)
-        if Needs.POOLED in self.needs:
-            near = self._nearest[rows]  # (b, k)
-            around = self._scaled(self._emb_row[near.clamp(min=0)], made.section)
-            made.pooled = (around * (near >= 0)[..., None]).sum(dim=1) / (near >= 0).sum(dim=1, keepdim=True)
-        if Needs.CTX_EXPR in self.needs:
-            near = self._near[rows]  # (b, 1 + k)
-            made.ctx_seen = self._mask[near.clamp(min=0)] & (near >= 0)[..., None]
-            made.ctx_expr = self._y[near.clamp(min=0)] * made.ctx_seen
+        if self._embeddings is not None:
+            self._add_embeddings(made, self._embeddings)
+        if self._expression is not None:
+            self._expression.add(made, self.needs, self._near[rows] if self.needs & _AROUND else None)
+        if self._regions is not None and Needs.REGION in self.needs:
+            self._regions.add(made)
         if Needs.NBR in self.needs:
             made.nbr = self._local_neighbours(rows)
         if Needs.WINDOW in self.needs:
             made.window = self._windows(rows)
         return made
 
-    def _orders(
-        self, size: int, generator: torch.Generator | None, seq_len: int
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _orders(self, size: int, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         rows = self._rows
         if generator is not None:
             rows = rows[torch.randperm(len(rows), generator=generator).to(self.device)]
@@ -170,26 +201,12 @@ class Feed:
             for s in _order(len(self.cohort), generator):
                 if len(part := self._rows[of == s]):
                     yield part, None
-        elif Needs.SEQ in self.needs:
-            sequences = self._sequences(rows, seq_len)
-            per_batch = max(1, size // seq_len)
-            order = _order(len(sequences), generator)
-            for i in range(0, len(order), per_batch):
-                taken = [sequences[j] for j in order[i : i + per_batch]]
-                yield torch.cat(taken), torch.arange(len(taken), device=self.device).repeat_interleave(seq_len)
+        elif self._regions is not None:
+            per_batch = max(1, size // self._sequencing.length)
+            yield from self._regions.batches(rows, self._sequencing, per_batch, generator)
         else:
             for part in rows.split(size):
                 yield part, None
-
-    def _sequences(self, rows: Tensor, seq_len: int) -> list[Tensor]:
-        """Sequences of `seq_len` spots of one section; the last one of a section is filled up with its first spots."""
-        sequences = []
-        for s in range(len(self.cohort)):
-            part = rows[self._section[rows] == s]
-            if len(part):
-                short = -len(part) % seq_len
-                sequences += list(torch.cat([part, part.repeat(short // len(part) + 1)[:short]]).split(seq_len))
-        return sequences
 
     # -- tables -------------------------------------------------------------------------------------------------
 
@@ -213,17 +230,16 @@ class Feed:
             codes = {patient: i for i, patient in enumerate(cohort.patients)}
             yield "patient", self._stack([np.full(s.n, codes[s.patient], dtype=np.int64) for s in cohort])
         if Needs.COUNTS in needs:
-            genes = list(self.view.genes.genes)
+            genes = self.view.genes.genes
+            tables = [candidate_counts(s, genes, union=True).toarray() if s.spots.n_vars else None for s in cohort]
+            none = np.zeros((1, len(genes)), np.float32)
             yield (
                 "counts",
-                self._stack(
-                    [
-                        s.counts(genes).toarray() if s.spots.n_vars else np.zeros((s.n, len(genes)), np.float32)
-                        for s in cohort
-                    ]
-                ),
+                self._stack([none.repeat(s.n, 0) if t is None else t for s, t in zip(cohort, tables, strict=True)]),
             )
             yield "library", self._stack([s.library.astype(np.float32) for s in cohort])
+        if Needs.SHARED in needs:
+            yield "shared", self._stack([_shares(s, self.view.view.shared) for s in cohort])
         for need, name in ((Needs.ADJACENCY, "adjacency"), (Needs.ADJACENCY_RAW, "adjacency_raw")):
             if need in needs:
                 signed = need == Needs.ADJACENCY
@@ -235,7 +251,7 @@ class Feed:
                 "prior",
                 self._stack([np.repeat(none, s.n, 0) if p is None else p for s, p in zip(cohort, prior, strict=True)]),
             )
-        if Needs.CTX_EXPR in needs or Needs.NBR in needs:
+        if needs & (_AROUND | Needs.NBR):
             self._near = self._neighbour_rows()
 
     def _neighbour_rows(self) -> Tensor:
@@ -249,49 +265,21 @@ class Feed:
             near[rows, 1 : 1 + table.shape[1]] = np.where(table >= 0, table + start, -1)
         return torch.from_numpy(near).to(self.device)
 
-    def _load_embeddings(self) -> None:
-        """One table of vectors over all sections, and where each spot and each of its tiles stands in it."""
-        parts: list[np.ndarray] = []
-        emb_rows, ctx_rows, masks, offset = [], [], [], 0
-        for section in self.cohort:
-            got = self._features[section.id]
-            emb_rows.append(offset + np.arange(section.n, dtype=np.int64))
-            parts.append(np.asarray(got.emb))
-            if Needs.CTX_EMB in self.needs:
-                parts.append(np.asarray(got.ctx))
-                ctx_rows.append(offset + np.asarray(got.ctx_index, dtype=np.int64))
-                masks.append(np.asarray(got.ctx_mask))
-            offset += section.n + (len(parts[-1]) if Needs.CTX_EMB in self.needs else 0)
-        self._vectors = self._stack(parts)
-        self._emb_row = self._stack(emb_rows)
+    def _add_embeddings(self, made: Batch, table: Embeddings) -> None:
+        """What the frozen encoder saw of the spots of a batch, and around them."""
+        rows, section = made.spot, made.section
+        if Needs.EMB in self.needs:
+            made.emb = table.spots(rows, section)
         if Needs.CTX_EMB in self.needs:
-            self._ctx_row, self._ctx_mask = self._stack(ctx_rows), self._stack(masks)
-        self._moments = self._section_moments()
+            made.ctx_emb, made.ctx_mask = table.tiles(rows, section)  # (b, k, d), (b, k)
+        if Needs.POOL in self.needs:
+            self._add_pool(made, table)
+        if Needs.POOLED in self.needs:
+            near = self._nearest[rows]  # (b, k)
+            around = table.spots(near.clamp(min=0), section)
+            made.pooled = (around * (near >= 0)[..., None]).sum(dim=1) / (near >= 0).sum(dim=1, keepdim=True)
 
-    def _section_moments(self) -> tuple[Tensor, Tensor]:
-        """What to subtract from and divide by, per section (s, d): the section's own moments, then the training ones."""
-        d, how = self._vectors.shape[1], self.view.view.standardize
-        shift: np.ndarray = np.zeros((len(self.cohort), d), np.float32)
-        scale: np.ndarray = np.ones((len(self.cohort), d), np.float32)
-        if how in ("section", "both"):
-            own = [section_moments(self._features[section.id], section.id) for section in self.cohort]
-            shift, scale = np.stack([m for m, _ in own]), np.stack([sd for _, sd in own])
-        if self.view.shift is not None and self.view.scale is not None:
-            if len(self.view.shift) != d:
-                raise ValueError(
-                    f"embeddings are {d} wide, but the view was fitted on {len(self.view.shift)}; embed "
-                    f"with the encoder of the view, {self.view.view.encoder!r}"
-                )
-            shift, scale = shift + self.view.shift * scale, scale * self.view.scale
-        return torch.from_numpy(shift).to(self.device), torch.from_numpy(scale).to(self.device)
-
-    def _scaled(self, rows: Tensor, section: Tensor) -> Tensor:
-        """Standardized vectors of rows (b, …) → (b, …, d), float32."""
-        shape = (len(section),) + (1,) * (rows.ndim - 1) + (-1,)
-        shift, scale = (table[section].view(shape) for table in self._moments)
-        return (self._vectors[rows].float() - shift) / scale
-
-    def _add_pool(self, made: Batch) -> None:
+    def _add_pool(self, made: Batch, table: Embeddings) -> None:
         """All spots of every section present, padded to the longest, and where the spots of the batch stand in it."""
         present, where = torch.unique(made.section, return_inverse=True)
         starts = torch.from_numpy(self._start).to(self.device)
@@ -300,7 +288,7 @@ class Feed:
         slot = torch.arange(longest, device=self.device)
         made.pool_mask = slot[None] < sizes[:, None]  # (s, n)
         rows = starts[present][:, None] + torch.minimum(slot[None], sizes[:, None] - 1)  # (s, n)
-        made.pool_emb = self._scaled(self._emb_row[rows], present) * made.pool_mask[..., None]
+        made.pool_emb = table.spots(rows, present) * made.pool_mask[..., None]
         made.pool_rc = self._pool_rc[rows] * made.pool_mask[..., None]
         made.pool_row = where * longest + made.spot - starts[made.section]
 
@@ -332,6 +320,14 @@ class Feed:
             out[here] = pixels[at[here] - self._start[s]]
         assert out is not None
         return torch.from_numpy(out).permute(0, 3, 1, 2).to(self.device, non_blocking=True)
+
+
+def _shares(section: Section, genes: tuple[str, ...]) -> np.ndarray:
+    """Counts of the shared genes over their sum (n, m), float32; 0 in cells without any."""
+    if not genes:
+        raise ValueError("a model that imputes needs genes that are measured in the target too; name them (`shared`)")
+    counts = section.counts(genes).toarray()
+    return (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)).astype(np.float32)
 
 
 def _order(n: int, generator: torch.Generator | None) -> list[int]:

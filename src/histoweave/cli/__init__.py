@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections, set_up
+from histoweave.cli._data import data
+from histoweave.cli._terminal import Bar, Cohorts, console, print_table, say, show, with_settings
+from histoweave.settings import (
+    BenchSettings,
+    CompleteSettings,
+    FitSettings,
+    PredictSettings,
+    RunSettings,
+    choose_sections,
+    set_up,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Spatial gene expression from histology: predict it, and know how far to trust it.",
 )
-console = Console()
+app.add_typer(data, name="data")
 _DEBUG = "HISTOWEAVE_DEBUG"  # set to anything, errors come with their traceback
 
 
@@ -43,95 +46,9 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def with_settings(
-    settings: type[Any], fixed: tuple[str, ...] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Adds the fields of a settings dataclass, but for the fixed ones, as flags to a command that takes ``settings``."""
-    hints, free = get_type_hints(settings), [f for f in fields(settings) if f.name not in fixed]
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
-        flags = [
-            inspect.Parameter(
-                f.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=f.default if f.default is not MISSING else ...,
-                annotation=Annotated[hints[f.name], typer.Option(help=f.metadata.get("help", ""))],
-            )
-            for f in free
-        ]
-
-        def run(**given: Any) -> None:
-            chosen = settings(**{f.name: given.pop(f.name) for f in free})
-            command(**given, settings=chosen)
-
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        run.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in own + flags}
-        return run
-
-    return decorate
-
-
-class Bar:
-    """Progress bars, one per label, with throughput and time left; call it as ``bar(done, total, label)``."""
-
-    def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Bar:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-
-    def __call__(self, done: int, total: int, label: str) -> None:
-        """Shows `done` of `total` under a label."""
-        key = label.split(",")[0]
-        if key not in self._tasks or done == 0:
-            if key in self._tasks:
-                self._bar.remove_task(self._tasks[key])
-            self._tasks[key] = self._bar.add_task(label, total=total, rate="")
-        task = self._tasks[key]
-        speed = next((t.speed for t in self._bar.tasks if t.id == task), None)
-        self._bar.update(task, completed=done, total=total, description=label, rate=f"{speed:.0f}/s" if speed else "")
-        if done >= total:
-            self._bar.remove_task(self._tasks.pop(key))
-
-
-def say(text: str) -> None:
-    """One line for the user."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def show(table: Any, title: str) -> None:
-    """A pandas table, in colour and as wide as the terminal allows."""
-    drawn = Table(title=title, title_justify="left")
-    drawn.add_column(table.index.name or "", no_wrap=True)
-    for column in table.columns:
-        drawn.add_column(str(column), justify="right")
-    for index, row in zip(table.index, table.itertuples(index=False), strict=True):
-        drawn.add_row(*(escape(str(value)) for value in (index, *row)))  # models have arguments in brackets
-    console.print(drawn)
-
-
 def _which(sections: str) -> Any:
     """What a reader needs to open: it leaves the other sections alone."""
     return sections if sections in ("all", "with-image") else [part.strip() for part in sections.split(",")]
-
-
-Cohorts = Annotated[str, typer.Argument(help="folder, samples.csv or .h5ad of the cohort")]
 
 
 @app.command()
@@ -146,12 +63,13 @@ def bench(
 ) -> None:
     """Benchmark models on a cohort by patient, and write tables and an HTML report."""
     from histoweave import commands
+    from histoweave.bench.external import external_split
     from histoweave.data.io import read_cohort
     from histoweave.report import write_html
 
     splits = None
     if train and test and not cohort:
-        joined, splits, missing = commands.external_split(read_cohort(train), read_cohort(test))
+        joined, splits, missing = external_split(read_cohort(train), read_cohort(test))
         if missing:
             say(f"{len(missing)} training genes are not in the test cohort: {', '.join(missing[:8])} …")
     elif cohort and not (train or test):
@@ -224,6 +142,22 @@ def predict(
 
 
 @app.command()
+@with_settings(CompleteSettings)
+def complete(
+    cohort: Cohorts, out: Annotated[Path, typer.Option(help=".h5ad to write")], *, settings: CompleteSettings
+) -> None:
+    """Fill in what an assay dropped: fit a model on a cohort and complete its sections; measured values stay."""
+    from histoweave.data.io import read_cohort
+    from histoweave.inference import complete as run
+
+    with Bar() as bar:
+        found = read_cohort(cohort, sections=_which(settings.sections))
+        made = run(found, out, settings, progress=bar)
+    measured = made.layers["measured"].nnz / (made.n_obs * made.n_vars)
+    say(f"{made.n_obs} spots × {made.n_vars} genes, {measured:.0%} measured and kept, the others filled in: {out}")
+
+
+@app.command()
 @with_settings(RunSettings)
 def embed(
     cohort: Cohorts,
@@ -270,7 +204,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     from histoweave.models import describe, list_models
 
     columns = ("name", "title", "learns", "needs", "parameters")  # citations and licences are in the JSON
-    _print_table([describe(name) for name in list_models()], as_json, "models", columns)
+    print_table([describe(name) for name in list_models()], as_json, "models", columns)
 
 
 @app.command()
@@ -279,51 +213,7 @@ def encoders(as_json: Annotated[bool, typer.Option("--json", help="print JSON")]
     from histoweave.embed import list_encoders
 
     columns = ("name", "dim", "px", "um_per_px", "init", "licence", "commercial", "gated")
-    _print_table([card.to_dict() for card in list_encoders()], as_json, "encoders", columns)
-
-
-def _print_table(rows: list[dict[str, Any]], as_json: bool, title: str, columns: tuple[str, ...]) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
-        return
-    import pandas as pd
-
-    shown = pd.DataFrame([{c: " ".join(r[c]) if isinstance(r[c], list) else r[c] for c in columns} for r in rows])
-    show(shown.set_index(columns[0]), title)
-
-
-def _add_data_commands() -> None:
-    data = typer.Typer(no_args_is_help=True, help="Public datasets: list, find, fetch.")
-    app.add_typer(data, name="data")
-
-    @data.command("list")
-    def list_rows(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-        """List the catalog."""
-        from histoweave.data.catalog import datasets
-
-        _print_table(
-            [asdict(row) for row in datasets()],
-            as_json,
-            "datasets",
-            ("name", "format", "patients", "sections", "licence", "citation"),
-        )
-
-    @data.command("fetch")
-    def fetch_row(name: str, root: Annotated[Path | None, typer.Option(help="where to put it")] = None) -> None:
-        """Download a dataset, or find it under $HISTOWEAVE_DATA."""
-        from histoweave.data.catalog import fetch
-
-        say(str(fetch(name, root)))
-
-    @data.command("show")
-    def show_cohort(cohort: Cohorts) -> None:
-        """Read a cohort and list its sections."""
-        from histoweave.data.io import read_cohort
-
-        show(read_cohort(cohort).obs, cohort)
-
-
-_add_data_commands()
+    print_table([card.to_dict() for card in list_encoders()], as_json, "encoders", columns)
 
 
 @app.command()

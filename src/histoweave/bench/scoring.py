@@ -1,0 +1,74 @@
+"""What a prediction of one section is scored on: all that was measured, the entries or genes that were hidden, or counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from histoweave.bench.metrics import section_metrics
+from histoweave.data.holdout import Entries, Everything, Holdout, Thin
+from histoweave.data.section import Cohort, Section
+from histoweave.view import FittedView, divisor
+
+ENTRIES = "entries"  # how many entries of a gene were scored, by which means over entries are made
+MEASURED = "_measured"  # ends the names of metrics over measured entries alone, where counts of 0 are entries too
+_LEAST = 1e-4  # expected counts are at least this, so that no prediction of 0 is infinitely wrong
+
+
+def at_rate(metric: str, rate: float) -> str:
+    """Name of a metric of the same fit at another rate of hidden entries: ``mse@0.5``."""
+    return f"{metric}@{rate:g}"
+
+
+def score(
+    fitted: FittedView, section: Section, predicted: np.ndarray, holdout: Holdout, *, measured: bool = False
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Metrics per gene of a section under test, the truth (n, g), and where it counts (n, g).
+
+    Parameters
+    ----------
+    predicted
+        (n, g), in units of the target.
+    measured
+        Also the metrics over entries with a count alone, their names ending in ``_measured``.
+    """
+    genes = list(fitted.genes.genes)
+    truth, mask = fitted.truth(section)
+    if isinstance(holdout.hide, Thin):
+        return _deviance(fitted, section, predicted, holdout), truth, mask
+    if not isinstance(holdout.hide, Everything):
+        mask &= holdout.hidden(section)[:, section.genes.get_indexer(genes)].toarray()
+    frame, _ = section_metrics(truth, predicted, mask, genes=genes)
+    if isinstance(holdout.hide, Entries):
+        frame[ENTRIES] = mask.sum(axis=0).astype(np.float64)
+    if measured:
+        seen = mask & fitted.truth(section, zeros=False)[1]
+        more, _ = section_metrics(truth, predicted, seen, genes=genes)
+        frame = frame.join(more.add_suffix(MEASURED))
+    return frame, truth, mask
+
+
+def _deviance(fitted: FittedView, section: Section, predicted: np.ndarray, holdout: Holdout) -> pd.DataFrame:
+    """Poisson deviance per gene of the hidden transcripts, mean over spots; and the share of a constant rate's explained.
+
+    What is expected of the hidden part is what the prediction says of the shown part, times rate / (1 - rate). The
+    constant rate is the best in hindsight: the gene's own share of the hidden transcripts of this section.
+    """
+    assert isinstance(holdout.hide, Thin)
+    genes, rate = list(fitted.genes.genes), holdout.hide.rate
+    shown = holdout.shown(Cohort([section]))[0]
+    library = divisor(fitted.view.target, shown)
+    expected = fitted.view.target.inverse(predicted, library) * (rate / (1 - rate))  # (n, g)
+    held = holdout.held(section)[:, section.genes.get_indexer(genes)].toarray().astype(np.float64)  # (n, g)
+    share = held.sum(axis=0) / max(float(library.sum()), 1.0)
+    deviance = _poisson(held, expected)
+    constant = _poisson(held, library[:, None] * share)
+    told = np.divide(constant - deviance, constant, out=np.full(len(genes), np.nan), where=constant > 0)
+    return pd.DataFrame({"deviance": deviance, "deviance_explained": told}, index=pd.Index(genes, name="gene"))
+
+
+def _poisson(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Mean Poisson deviance per column (g,)."""
+    expected = np.maximum(expected, _LEAST)
+    ratio = np.log(np.where(counts > 0, counts, 1.0) / np.where(counts > 0, expected, 1.0))
+    return np.asarray(2 * (counts * ratio - (counts - expected)).mean(axis=0))

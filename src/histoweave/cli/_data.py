@@ -1,0 +1,50 @@
+"""``histoweave data``: public datasets, cohorts on disk, and tables that go with them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from histoweave.cli._terminal import Cohorts, print_table, say, show
+
+data = typer.Typer(no_args_is_help=True, help="Public datasets: list, find, fetch.")
+
+
+@data.command("list")
+def list_rows(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """List the catalog."""
+    from histoweave.data.catalog import datasets
+
+    columns = ("name", "format", "patients", "sections", "licence", "citation")
+    print_table([asdict(row) for row in datasets()], as_json, "datasets", columns)
+
+
+@data.command("fetch")
+def fetch_row(name: str, root: Annotated[Path | None, typer.Option(help="where to put it")] = None) -> None:
+    """Download a dataset, or find it under $HISTOWEAVE_DATA."""
+    from histoweave.data.catalog import fetch
+
+    say(str(fetch(name, root)))
+
+
+@data.command("show")
+def show_cohort(cohort: Cohorts) -> None:
+    """Read a cohort and list its sections."""
+    from histoweave.data.io import read_cohort
+
+    show(read_cohort(cohort).obs, cohort)
+
+
+@data.command("gene-lengths")
+def gene_lengths(
+    gtf: Annotated[Path, typer.Argument(help="GTF of GENCODE or Ensembl, plain or .gz")],
+    cache: Annotated[Path | None, typer.Option(help="folder of the table; default: the user's cache")] = None,
+) -> None:
+    """Build the table of merged-exon lengths that TPM divides by, once per GTF."""
+    from histoweave.data.gene_lengths import make_lengths
+
+    made = make_lengths(gtf, cache)
+    say(f"{made.genes} genes, {made.with_symbol} with a symbol: {made.path}")
