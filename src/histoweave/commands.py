@@ -14,8 +14,8 @@ from anndata import AnnData
 
 from histoweave._repro import digest
 from histoweave.bench import suite_table
-from histoweave.bench.anand import conclude
 from histoweave.bench._digest import section_digest
+from histoweave.bench.anand import conclude
 from histoweave.bench.benchmark import Benchmark
 from histoweave.bench.expected import check_same, expected_accuracy
 from histoweave.bench.external import external_split, prefixed
@@ -24,21 +24,15 @@ from histoweave.bench.search import tune
 from histoweave.bench.sides import SidedBenchmark
 from histoweave.bench.suites import DRY, PHANTOM_WINDOW_PX, Suite, fewer, suite
 from histoweave.bench.summary import Report, summarise
-from histoweave.data.holdout import parse_hide
+from histoweave.data.holdout import Genes, parse_hide
 from histoweave.data.section import Cohort
 from histoweave.data.split import Split, k_fold, make_splits
 from histoweave.embed import encoder_card
 from histoweave.inference import predict_slide
 from histoweave.models import split_specs, with_argument
+from histoweave.pp.counts import Target
 from histoweave.pp.genes import select_panel
-from histoweave.settings import (
-    BenchSettings,
-    FitSettings,
-    PredictSettings,
-    RunSettings,
-    choose_sections,
-    set_up,
-)
+from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings, choose_sections, set_up
 from histoweave.train import Learner, load_predictor
 from histoweave.train.saved import check_folder
 
@@ -59,14 +53,19 @@ def make_benchmark(
     if splits is not None:
         splits = tuple(_among(split, set(chosen.ids)) for split in splits)
     settings = settings.named()
+    view, hide = settings.view(), parse_hide(settings.hide, chosen.genes("common"))
+    if isinstance(hide, Genes):  # panel and target are what is asked for, whatever the settings say of them
+        shared = tuple(gene for gene in chosen.genes("common") if gene not in set(hide.names))
+        panel = select_panel(chosen, f"list:{','.join(hide.names)}", candidates=hide.names)
+        view = replace(view, shared=shared, panel=panel, target=Target.preset("share"))
     return (SidedBenchmark if all_sides else Benchmark)(
         name=settings.name or "benchmark",
         cohort=chosen,
         splits=splits or tuple(make_splits(chosen, settings.split)),
-        view=settings.view(),
+        view=view,
         models=_layered(settings.models, settings.target_layer),
         controls=_layered(settings.controls, settings.target_layer),
-        hide=parse_hide(settings.hide),
+        hide=hide,
         rates=tuple(float(rate) for rate in settings.rates.split(",") if rate.strip()),
         measured=settings.measured,
         recipe=settings.recipe,
@@ -182,39 +181,23 @@ def run_suite(
         say(f"gene panel {panel} instead of {chosen.panel}: the phantom has {len(genes)} genes")
     if test is not None:  # as a list, so that not even protocol `paper` looks at the test sections for it
         panel = f"list:{','.join(select_panel(train, panel, candidates=genes).genes)}"
-    settings = replace(settings, panel=panel)
-    if chosen.val_patients:
-        return _run_sides(chosen, cohort, splits, settings, Path(out), dry_run=dry_run, say=say, progress=progress)
-    report = bench(cohort, out, settings, splits=splits, say=say, progress=progress)
+    settings, sides = replace(settings, panel=panel), bool(chosen.val_patients)
+    if sides:  # the validation patients choose the settings that the paper searched
+        set_up(settings.threads, settings.device)
+        plain, hours = make_benchmark(cohort, settings, splits=splits, all_sides=True), settings.max_hours
+        searches = tune(
+            plain, chosen.search, Path(out), settings.open_store(),
+            device=settings.device, max_hours=hours, say=say, progress=progress,
+        )  # fmt: skip
+        models = [searches[model].best if model in searches else model for model in plain.models]
+        settings = replace(settings, models=",".join(models))
+    report = bench(cohort, out, settings, splits=splits, all_sides=sides, say=say, progress=progress)
+    if sides:
+        made = conclude(chosen, report, searches, out, dry_run=dry_run, say=say)
+        return SuiteRun(chosen, report, cohort, made.table, made.files)
     table = suite_table.comparison(chosen, report.rows, note=DRY if dry_run else "")
     files = suite_table.write(chosen, table, suite_table.remarks(chosen, report, dry_run=dry_run), out)
     return SuiteRun(chosen, report, cohort, table, files)
-
-
-def _run_sides(
-    chosen: Suite,
-    cohort: Cohort,
-    splits: tuple[Split, ...],
-    settings: BenchSettings,
-    out: Path,
-    *,
-    dry_run: bool,
-    say: Say,
-    progress: Progress | None,
-) -> SuiteRun:
-    """A suite that reports three sides: the validation side chooses the settings that are searched, then all is run."""
-    set_up(settings.threads, settings.device)
-    plain, store = make_benchmark(cohort, settings, splits=splits, all_sides=True), settings.open_store()
-    hours = settings.max_hours
-    models, found = tune(
-        plain, chosen.search, out, store, device=settings.device, max_hours=hours, say=say, progress=progress
-    )
-    settings = replace(settings, models=",".join(models))
-    report = bench(cohort, out, settings, splits=splits, all_sides=True, say=say, progress=progress)
-    made = conclude(chosen, report, found, out, dry_run=dry_run)
-    for line in made.lines:
-        say(line)
-    return SuiteRun(chosen, report, cohort, made.table, made.files)
 
 
 def _suite_settings(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Models and controls of a benchmark that names none: where all expression is hidden, and where a part is.
 PREDICTING = ("mean,ridge,knn,stnet,triplex", "mean,ridge,knn,shuffled")
+IMPUTING = ("spage,anchors,gimvi,tangram,xmint", "gene-mean,knn-expression,ridge-expression,pca-knn")
 COMPLETING = ("median,sme[weights=ge],spackle", "zero,gene-mean,slide-median,spot-gene,low-rank,ridge-visible")
 
 
@@ -119,7 +120,10 @@ class BenchSettings(RunSettings):
 
     models: str = flag("auto", "models joined by commas, arguments in brackets; auto: by what is hidden")
     controls: str = flag("auto", "controls added to every table; auto: by what is hidden")
-    hide: str = flag("everything", "of the test patients: everything, entries:0.3, entries:0.3:all or thin:0.5")
+    hide: str = flag(
+        "everything",
+        "of the test patients: everything, entries:0.3, entries:0.3:all, thin:0.5, genes:first:200, genes:random:200:0, …",
+    )
     rates: str = flag("", "further rates of hidden entries at which the same fits are scored, joined by commas")
     target_layer: str = flag("raw", "what counts of 0 are in training: raw, measured, or a model that completes")
     measured: bool = flag(False, "also score measured entries alone, leaving out counts of 0")
@@ -135,7 +139,8 @@ class BenchSettings(RunSettings):
 
     def named(self) -> BenchSettings:
         """The settings with models and controls by name, in the place of ``auto``."""
-        models, controls = PREDICTING if self.hide == "everything" else COMPLETING
+        kind = {"everything": PREDICTING, "genes": IMPUTING}
+        models, controls = kind.get(self.hide.partition(":")[0], COMPLETING)
         return replace(
             self,
             models=models if self.models == "auto" else self.models,

@@ -5,20 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import false_discovery_control, hypergeom, mannwhitneyu, ranksums, spearmanr, ttest_ind, zscore
+from scipy.stats import (
+    combine_pvalues,
+    false_discovery_control,
+    hypergeom,
+    mannwhitneyu,
+    ranksums,
+    spearmanr,
+    ttest_ind,
+)
 from sklearn.metrics import roc_auc_score
-from tests.bio.made import grid_cells, of_phantom, smooth_maps, stored
+from tests.bio.made import of_phantom
 
 from histoweave.bio import (
     agreement,
     auc,
+    combined,
     contrast,
     differential,
     differential_of,
     parts,
-    score,
-    signature_table,
-    signatures,
 )
 from histoweave.data.phantom import Phantom, phantom
 
@@ -156,39 +162,38 @@ def test_differences_of_a_phantom_are_found_on_truth_and_kept_by_a_good_predicti
 # -- signatures -------------------------------------------------------------------------------------------------------
 
 
-def test_built_in_signatures_name_their_source_and_no_gene_twice() -> None:
-    assert set(signatures()) == {"proliferation", "immune", "stroma", "epithelial", "her2_amplicon"}
-    assert set(signatures()["her2_amplicon"].genes) == {"ERBB2", "GRB7", "STARD3", "MIEN1"}
-    for one in signatures().values():
-        assert len(set(one.genes)) == len(one.genes) >= 4
-        assert any(year in one.source for year in ("2006", "2010", "2016", "2017"))
+def test_sections_are_combined_as_stouffer_does(spots: tuple[np.ndarray, ...]) -> None:
+    """Three sections, of which the last lacks a gene and cannot test another."""
+    values, a, b, _ = spots
+    names = pd.Index([f"G{g}" for g in range(12)])
+    third = values[60:].copy()
+    third[:, 1] = 3.0  # constant: not tested
+    rows = (slice(0, 45), slice(45, 90), slice(60, 90))
+    tables = {
+        str(i): differential(third if i == 2 else values[at], a[at], b[at], genes=names) for i, at in enumerate(rows)
+    }
+    tables["2"] = tables["2"].drop(index="G0")
+    found = combined(tables)
+    assert found.index.tolist() == names.tolist()
+    assert found["sections"].tolist() == [2, 2] + [3] * 10
+    for gene in names:
+        told = [t.loc[gene] for t in tables.values() if gene in t.index and np.isfinite(t.loc[gene, "p"])]
+        one_sided = [row["p"] / 2 if row["statistic"] > 0 else 1 - row["p"] / 2 for row in told]
+        expected = combine_pvalues(one_sided, method="stouffer")
+        assert found.loc[gene, "statistic"] == pytest.approx(expected.statistic, rel=1e-9)
+        effect = np.mean([row["effect"] for row in told])
+        assert found.loc[gene, "effect"] == pytest.approx(effect, rel=1e-12)
+        assert found.loc[gene, "p"] == pytest.approx(2 * min(expected.pvalue, 1 - expected.pvalue), rel=1e-6)
+        assert found.loc[gene, "same_sign"] == np.mean([np.sign(row["effect"]) == np.sign(effect) for row in told])
+    np.testing.assert_allclose(found["q"], false_discovery_control(found["p"]), rtol=1e-12)
 
 
-def test_score_is_the_mean_z_score_of_what_is_there() -> None:
-    values = np.random.default_rng(6).normal(3, 2, (30, 4))
-    values[:, 2] = 1.0
-    expected = zscore(values[:, [0, 3]]).mean(axis=1)
-    np.testing.assert_allclose(score(values, list("ABCD"), ["A", "D", "C", "Z", "A"]), expected, rtol=1e-10)
-    holes = values.copy()
-    holes[:10, 0], holes[5, 3] = np.nan, np.nan
-    found = score(holes, list("ABCD"), ["A", "D"])
-    assert np.isnan(found[5])
-    z_a, z_d = zscore(holes[:, 0], nan_policy="omit"), zscore(holes[:, 3], nan_policy="omit")
-    assert found[2] == pytest.approx(z_d[2])
-    assert found[20] == pytest.approx((z_a[20] + z_d[20]) / 2)
-    assert np.isnan(score(values, list("ABCD"), ["C"])).all()
-
-
-def test_table_compares_scores_of_truth_and_prediction() -> None:
-    truth = smooth_maps(5, 8, 0)
-    pred = np.column_stack([truth[:, :2], smooth_maps(2, 8, 1), np.ones(64)])
-    part = next(parts(stored(truth, pred, grid_cells(8), genes=["ERBB2", "GRB7", "COL1A1", "DCN", "MKI67"])))
-    label = pd.Series(np.where(truth[:, :2].sum(axis=1) > 0, "her2", "rest"))
-    table = signature_table(part, sets=contrast(label, "her2"))
-    assert table.loc["her2_amplicon", "pcc"] == pytest.approx(1.0, abs=1e-6)
-    assert list(table.loc["her2_amplicon", ["genes", "of"]]) == [2, 4]
-    assert table.loc["her2_amplicon", "auc_pred"] > 0.95
-    assert abs(table.loc["stroma", "pcc"]) < 0.7
-    assert table.loc["proliferation", "pcc"] == 0  # predicted constant
-    assert np.isnan(table.loc["immune", "pcc"])
-    assert list(signature_table(part, {"mine": ["DCN"]}).columns) == ["genes", "of", "pcc"]
+def test_combining_nothing_is_an_error_and_what_was_never_tested_stays_open() -> None:
+    flat = differential(np.ones((20, 2)), np.arange(20) < 10, np.arange(20) >= 10)
+    found = combined({"a": flat, "b": flat})
+    assert found[["effect", "statistic", "p", "q", "same_sign"]].isna().all(axis=None)
+    assert found["sections"].eq(0).all()
+    sure = flat.assign(effect=1.0, statistic=np.inf, p=0.0)
+    assert np.isfinite(combined({"a": sure})["statistic"]).all()  # an exact separation is no infinite deviate
+    with pytest.raises(ValueError, match="no table"):
+        combined({})

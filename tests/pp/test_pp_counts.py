@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -91,6 +91,18 @@ def test_cpm_and_given_size_factors(counts, library):
     np.testing.assert_allclose(y, np.log1p(counts / factor[:, None]), rtol=1e-6)
 
 
+def test_counts_may_stay_undivided(counts, library):
+    target = Target.preset("log1p-counts")
+    y, ok = target.transform(counts, library)
+    np.testing.assert_array_equal(ok, library > 0)  # where nothing was measured there is nothing to predict
+    np.testing.assert_allclose(y[ok], np.log1p(counts[ok]), rtol=1e-6)
+    np.testing.assert_allclose(target.inverse(y, library * np.nan)[ok], counts[ok], atol=2e-4)
+    assert target.units == "ln(count + 1)"
+    assert Target.parse("log1p-counts[scale=10,log=none,pseudo=0]").units == "10 × count"
+    with pytest.raises(ValueError, match="library='none' has none"):
+        Target(library="none", form="additive")
+
+
 def test_sparse_and_dense_give_the_same_and_inputs_are_left_alone(counts, library):
     target = Target.preset("triplex-paper")
     before = counts.copy()
@@ -126,12 +138,13 @@ def test_inverse_of_a_smoothed_target_says_why_not(counts, library):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    library=st.sampled_from(["panel", "all", "given"]), log=st.sampled_from(["10", "e", "2"]),
+    library=st.sampled_from(["panel", "all", "given", "none"]), log=st.sampled_from(["10", "e", "2"]),
     form=st.sampled_from(["scaled", "additive"]), scale=st.floats(1e-3, 1e7), pseudo=st.floats(1e-3, 10),
     smooth=st.sampled_from(["none", "grid8", "hex1"]), empty=st.sampled_from(["mask", "zero"]),
     n_genes=st.one_of(st.none(), st.integers(1, 10**5)),
 )
 def test_text_and_json_hold_the_whole_target(library, log, form, scale, pseudo, smooth, empty, n_genes):
+    assume(library != "none" or form == "scaled")
     target = Target(library=library, log=log, form=form, scale=scale, pseudo=pseudo, smooth=smooth, empty=empty,
                     n_genes=n_genes)
     assert Target.parse(str(target)) == target

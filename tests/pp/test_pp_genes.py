@@ -49,6 +49,8 @@ def test_top_mean_and_rank_sum(cohort):
     assert select_panel(cohort, "top-mean:20", GENES).genes == names(counts.mean(axis=0), 20)
     score = rankdata(cpm.mean(axis=0).round(12)) + rankdata(cpm.var(axis=0, ddof=1).round(12))
     assert select_panel(cohort, "rank-sum:20", GENES).genes == names(score, 20)
+    score = rankdata(counts.mean(axis=0).round(12)) + rankdata(counts.var(axis=0, ddof=1).round(12))
+    assert select_panel(cohort, "rank-sum-raw:20", GENES).genes == names(score, 20)
 
 
 def test_ties_keep_the_order_of_the_candidates():

@@ -133,3 +133,82 @@ def test_a_large_section_is_left_out(
     text = write_html(replace(labelled), cohort).read_text(encoding="utf-8")
     assert "Left out: the section has" in text
     assert "Spatial structure" not in text
+
+
+def test_labelled_sections_are_compared_one_by_one_and_together(labelled: Report, cohort: Cohort) -> None:
+    from histoweave.bio import agreement, combined, contrast, differential_of, parts
+    from histoweave.report.differences import over_sections
+
+    labels, model = Labels("region", "tumour"), "net[depth=2]"
+    table, left = over_sections(labelled, cohort, labels, [model, "ridge"])
+    assert table is not None and not left
+    assert [row[:2] for row in table.rows] == [
+        [name, where] for name in (model, "ridge") for where in (*cohort.ids[1:], "all 2")
+    ]
+    pairs = {}
+    for id in cohort.ids[1:]:
+        (part,) = parts(labelled.prediction(model, id))
+        pairs[id] = differential_of(part, contrast(cohort[id].spots.obs["region"], "tumour"))
+    truth, pred = (combined({id: pair[side] for id, pair in pairs.items()}) for side in (0, 1))
+    one = agreement(truth, pred)
+    row = table.rows[2]
+    assert row[3] == f"{one.common} of {one.top}"
+    assert float(row[7].replace("−", "-")) == pytest.approx(one.effect_spearman, abs=0.005)
+    assert over_sections(labelled, cohort.subset(cohort.ids[:2]), labels, [model]) == (None, [])
+    text = write_html(labelled, cohort, labels="region=tumour").read_text(encoding="utf-8")
+    assert "over all labelled test sections together" in text
+
+
+def test_only_so_many_sections_are_compared(labelled: Report, cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    from histoweave.report import differences
+
+    everywhere = []
+    for section in cohort:
+        spots = section.spots.copy()
+        spots.obs["region"] = np.where(np.arange(section.n) % 2, "tumour", "other")
+        everywhere.append(replace(section, spots=spots))
+    monkeypatch.setattr(differences, "MOST_SECTIONS", 2)
+    table, left = differences.over_sections(labelled, Cohort(everywhere), Labels("region"), ["ridge"])
+    assert table is not None and [row[1] for row in table.rows] == [*cohort.ids[:2], "all 2"]
+    assert left == ["Labels: 1 further labelled sections are not in the table over sections."]
+
+
+def test_signatures_of_a_file_take_the_place_of_the_built_in_ones(
+    labelled: Report, cohort: Cohort, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.gmt"
+    path.write_text("mine\tsource\tERBB2\tCOL1A1\tNOWHERE\n", encoding="utf-8")
+    cells = Page(write_html(labelled, cohort, signatures=path).read_text(encoding="utf-8")).texts("th")
+    assert "mine" in cells and "her2_amplicon" not in cells
+    text = write_html(labelled, cohort).read_text(encoding="utf-8")
+    assert "Not checked against its source: stroma, her2_amplicon." in text  # those with a gene in the panel
+    path.write_text("mine\tsource\tNOWHERE\n", encoding="utf-8")
+    assert "none of those given has a gene" in write_html(labelled, cohort, signatures=path).read_text(encoding="utf-8")
+
+
+def test_maps_are_of_counts_where_the_target_can_be_inverted(labelled: Report, cohort: Cohort) -> None:
+    from histoweave.bio import parts
+    from histoweave.pp.counts import Target
+
+    section = cohort[1]
+    (part,) = parts(labelled.prediction("ridge", section.id))
+    renamed = section.with_spots(section.spots.copy())
+    renamed.spots.var_names = [NAMES.get(name, name) for name in section.genes]
+    target = Target.preset("log1p-given")
+    scaled, why = bio.as_counts(part, renamed, target)
+    assert (
+        scaled is not None
+        and why == "Predictions are inverted to counts, by the divisor that was measured in each spot."
+    )
+    counts = renamed.counts(list(part.genes)).toarray()
+    np.testing.assert_array_equal(scaled.truth, counts)
+    factor = renamed.spots.obs["size_factor"].to_numpy()[:, None]
+    np.testing.assert_allclose(scaled.pred, np.maximum(np.expm1(part.pred) * factor, 0), rtol=1e-6, atol=1e-9)
+    plain, why = bio.as_counts(part, renamed, Target.preset("log1p-counts"))
+    assert plain is not None and why == "Predictions are inverted to counts."
+    np.testing.assert_allclose(plain.pred, np.maximum(np.expm1(part.pred), 0), rtol=1e-6, atol=1e-9)
+    assert bio.as_counts(part, renamed, Target.preset("triplex-paper"))[1].startswith(
+        "Not on the scale of counts: target"
+    )
+    assert bio.as_counts(part, section, target)[1].startswith("Not on the scale of counts: section")  # other names
+    assert bio.as_counts(part, None, target) == (None, "Not on the scale of counts: the cohort was not given.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from histoweave.data.holdout import Entries, Everything
+from histoweave.data.holdout import Entries, Everything, Genes, Thin
 from histoweave.pp.genes import check_recipe
 from histoweave.view import MIN_SPOTS
 
@@ -44,12 +44,14 @@ def check_settings(benchmark: Benchmark) -> None:
 
 def _check_hide(benchmark: Benchmark) -> None:
     completing = [model for model in benchmark.all_models() if benchmark.spec(model).completes]
-    if completing and isinstance(benchmark.hide, Everything):
+    if completing and isinstance(benchmark.hide, Everything | Genes):
         raise ValueError(
-            f"{', '.join(completing)} complete what is visible of a section, and everything is hidden; hide a share of "
-            "the entries, `--hide entries:0.3`"
+            f"{', '.join(completing)} complete what is visible of a gene, and all of it is hidden; hide a share of the "
+            "entries, `--hide entries:0.3`"
         )
-    if not isinstance(benchmark.hide, Everything) and benchmark.view.target.library == "panel":
+    if isinstance(benchmark.hide, Genes) and not benchmark.view.shared:
+        raise ValueError("genes are hidden, and those that stay are not named; give them as `View(shared=…)`")
+    if isinstance(benchmark.hide, Entries | Thin) and benchmark.view.target.library == "panel":
         raise ValueError(
             f"part of the counts is hidden, and target '{benchmark.view.target}' divides by their sum over the panel; use "
             "a target that divides by all counts of a spot, such as `--target log1p-cpm`"

@@ -15,12 +15,13 @@ import pandas as pd
 from histoweave.bench.markdown import notes as run_notes
 from histoweave.bench.search import Search
 from histoweave.bench.sides import MEANS, SIDES, UNS, side_means
-from histoweave.bench.suite_table import lined, shown
+from histoweave.bench.suite_table import by_side, lined
 from histoweave.bench.suites import DRY, Suite
 from histoweave.bench.summary import Report
 from histoweave.data import catalog
 
 FILES = ("suite.parquet", "suite.md", "suite_counts.parquet", "suite_orderings.parquet", "suite_search.parquet")
+PRINTED = ("side", "pcc", "spearman", "mse", "mae", "r2")  # of the tables; all columns are in the files
 EMPTY = 0.99  # share of predictions that round to 0 from which on a model has collapsed
 
 
@@ -34,8 +35,6 @@ class Conclusion:
         Published values and ours, one line per model, side and metric: in units of the target, and on the scale of counts.
     orderings
         One line per ordering of the paper: see `orderings`.
-    lines
-        What is to be printed: the table of counts, and the orderings.
     files
         Where all of it was written; the second is the text.
     """
@@ -43,14 +42,19 @@ class Conclusion:
     table: pd.DataFrame
     counts: pd.DataFrame
     orderings: pd.DataFrame
-    lines: tuple[str, ...]
     files: tuple[Path, ...]
 
 
 def conclude(
-    suite: Suite, report: Report, searches: Mapping[str, Search], out: str | Path, *, dry_run: bool
+    suite: Suite,
+    report: Report,
+    searches: Mapping[str, Search],
+    out: str | Path,
+    *,
+    dry_run: bool,
+    say: Callable[[str], None],
 ) -> Conclusion:
-    """Tables and orderings of a run, written into its folder."""
+    """Tables and orderings of a run, written into its folder and said."""
     note = DRY if dry_run else ""
     means = side_means(collect(report))
     table, counts = (comparison(suite, means, scale, note=note) for scale in ("target", "counts"))
@@ -62,8 +66,12 @@ def conclude(
     for path, made in zip((files[0], *files[2:]), (table, counts, held, search), strict=True):
         made.to_parquet(path, index=False)
     files[1].write_text(text, encoding="utf-8")
-    scored = ["Scored on counts:", shown(counts).to_string()] if (counts["model"] != "").any() else []
-    return Conclusion(table, counts, held, (*scored, *lines(held)), files)
+    for title, made in (("In units of the target", table), ("On counts", counts)):
+        if (made["model"] != "").any():
+            say(f"{title}, published values in brackets:\n{by_side(made)[list(PRINTED)].to_string()}")
+    for line in lines(held):
+        say(line)
+    return Conclusion(table, counts, held, files)
 
 
 def collect(report: Report) -> pd.DataFrame:
@@ -240,7 +248,7 @@ def _text(
     units = str(report.cells[0]["units"])
     for title, made in ((f"In units of the target: {units}", table), ("On the scale of counts", counts)):
         for run, which in ((True, ""), (False, "; published, not run here")):
-            if len(part := shown(made, run=run)):
+            if len(part := by_side(made, run=run)):
                 parts += ["", f"## {title}{which}{dry}", "", lined(part)]
     for model, found in searches.items():
         part = found.table.map(lambda value: _number(value) if isinstance(value, float) else str(value))

@@ -29,12 +29,14 @@ from histoweave.bench._checks import check_settings
 from histoweave.bench._digest import section_digest
 from histoweave.bench.metrics import to_rows
 from histoweave.bench.scoring import at_rate, score
-from histoweave.data.holdout import Entries, Everything, Hide, Holdout
+from histoweave.data.holdout import Entries, Everything, Genes, Hide, Holdout
 from histoweave.data.section import Cohort
 from histoweave.data.split import Split, k_fold
 from histoweave.data.store import Store
+from histoweave.models.impute import create_imputer
 from histoweave.pp.genes import select_panel
-from histoweave.train import Learner, Spec, resolve
+from histoweave.train import Learner, Spec, Transfer, resolve
+from histoweave.train.transfer import TransferSpec, is_imputer
 from histoweave.view import View
 
 Progress = Callable[[int, int, str], None]
@@ -209,7 +211,7 @@ class Benchmark:
         learners = list(self._fit(cell, train, test, store, device, work / "checkpoint"))
         prediction = _mean([learner.predict(test) for learner in learners])
         rows, prediction = self._score(cell, learners[0], prediction, holdout)
-        rows = pd.concat([rows, *self._other_rates(cell, learners)], ignore_index=True)
+        rows = pd.concat([rows, *self._other_rates(cell, learners, prediction)], ignore_index=True)
         card = learners[0].describe() | {
             "fold": cell.split.name,
             "test": list(cell.split.test),
@@ -233,8 +235,11 @@ class Benchmark:
 
     def _fit(
         self, cell: Cell, train: Cohort, test: Cohort, store: Store, device: str, checkpoint: Path
-    ) -> Iterator[Learner]:
+    ) -> Iterator[Learner | Transfer]:
         view = self.fitted_view()
+        if isinstance(self.spec(cell.model), TransferSpec):
+            yield Transfer(cell.model, view, seed=cell.seed).fit(train)
+            return
         if self.ensemble and isinstance(view.panel, str):
             # Members learn on parts of the training side, but predict the same genes in the same units.
             panel = select_panel(train, view.panel, candidates=view.among or train.genes("common"))
@@ -263,22 +268,30 @@ class Benchmark:
             for part in k_fold(train, self.ensemble, seed=cell.seed):
                 yield learner(part.name).fit(train.subset(part.train), train.subset(part.test))
 
-    def _other_rates(self, cell: Cell, learners: list[Learner]) -> Iterator[pd.DataFrame]:
-        """Rows of the same fits at the other rates of hidden entries, the rate in the names of their metrics."""
+    def _other_rates(
+        self, cell: Cell, learners: list[Learner | Transfer], prediction: AnnData
+    ) -> Iterator[pd.DataFrame]:
+        """Rows of the same fits at the other rates of hidden entries, the rate in the names of their metrics.
+
+        What they predict there is kept as layers of the prediction.
+        """
         for rate in self.rates:
             assert isinstance(self.hide, Entries)
             holdout = Holdout(cell.split, replace(self.hide, rate=rate))
             shown = holdout.shown(self.cohort.subset(cell.split.test))
             made = _mean([learner.predict(shown) for learner in learners])
-            rows, _ = self._score(cell, learners[0], made, holdout)
+            rows, made = self._score(cell, learners[0], made, holdout)
+            prediction.layers[at_rate("X", rate)] = made.X
+            for layer in ("truth", "shown"):
+                prediction.layers[at_rate(layer, rate)] = made.layers[layer]
             yield rows.assign(metric=[at_rate(metric, rate) for metric in rows["metric"]])
 
     def _score(
-        self, cell: Cell, learner: Learner, prediction: AnnData, holdout: Holdout
+        self, cell: Cell, learner: Learner | Transfer, prediction: AnnData, holdout: Holdout
     ) -> tuple[pd.DataFrame, AnnData]:
         """Rows of the long table, and the prediction with fold, split and the truth beside it."""
         assert learner.fitted is not None
-        parts, truths, masks = [], [], []
+        parts, truths, masks, shown = [], [], [], []
         for section in self.cohort.subset(cell.split.test):
             here = (prediction.obs[K.SECTION] == section.id).to_numpy()
             if list(prediction.obs_names[here]) != [f"{section.id}/{name}" for name in section.spots.obs_names]:
@@ -297,12 +310,19 @@ class Benchmark:
             )
             truths.append(truth)
             masks.append(mask)
+            if isinstance(holdout.hide, Entries):
+                values, measured = learner.fitted.truth(section, zeros=False)
+                shown.append(np.where(measured & ~mask, values, np.nan).astype(np.float32))
         prediction.layers["truth"] = np.where(np.concatenate(masks), np.concatenate(truths), np.nan).astype(np.float32)
+        if shown:
+            prediction.layers["shown"] = np.concatenate(shown)
         prediction.obs[K.FOLD], prediction.obs[K.SPLIT] = cell.split.name, "test"
         return pd.concat(parts, ignore_index=True), prediction
 
-    def spec(self, model: str) -> Spec:
-        """A model of this benchmark with its recipe."""
+    def spec(self, model: str) -> Spec | TransferSpec:
+        """A model of this benchmark with its recipe; an imputer where genes are hidden."""
+        if isinstance(self.hide, Genes) and is_imputer(model):
+            return TransferSpec(model, create_imputer(model).card)
         return resolve(model, self.recipe)
 
 
@@ -319,7 +339,7 @@ def _finite(row: dict[str, float]) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in row.items()}
 
 
-def _cv_pcc(learner: Learner) -> list[float | None] | None:
+def _cv_pcc(learner: Learner | Transfer) -> list[float | None] | None:
     """Cross-validated correlation per gene on the training patients, where the model has it (ridge)."""
     values = getattr(learner.module, "cv_pcc", None)
     return None if values is None else [float(v) if v == v else None for v in values]

@@ -18,6 +18,7 @@ from histoweave.embed.context import lay_tiles
 from histoweave.feed import Feed
 from histoweave.models import create
 from histoweave.train import Spec
+from histoweave.train.transfer import TransferSpec
 from histoweave.view import CONTEXT, Features, View
 
 _TILES = CONTEXT * CONTEXT
@@ -109,11 +110,13 @@ def _throughput(view: View, device: str) -> float:
     return _TRIAL / (time.perf_counter() - start)
 
 
-def _seconds_per_spot(benchmark: Benchmark, spec: Spec, device: str) -> float:
+def _seconds_per_spot(benchmark: Benchmark, spec: Spec | TransferSpec, device: str) -> float:
     """Time of training all epochs of a model and its first stage per spot, on the cohort's positions and counts.
 
     Embeddings are zeros, for a second stage too, as wide as the frozen encoder's.
     """
+    if isinstance(spec, TransferSpec):  # an imputer tells nothing of its time before it runs
+        return 0.0
     before = 0.0 if spec.first is None else _seconds_per_spot(benchmark, spec.first, device)
     if spec.card.learns != "gradient":
         return before
@@ -123,8 +126,11 @@ def _seconds_per_spot(benchmark: Benchmark, spec: Spec, device: str) -> float:
     features = zeros(cohort, width, benchmark.view.window.out)
     view = benchmark.fitted_view()
     fitted = view.fit(cohort)
-    feed = Feed(fitted, cohort, features, needs, device=device, hops=spec.hops)
-    module = create(spec.name, Dims(genes=len(fitted.genes), emb=width), **spec.args).to(device).train()  # type: ignore[attr-defined]
+    feed = Feed(
+        fitted, cohort, features, needs, device=device, hops=spec.hops, zeros=spec.zeros, sequencing=spec.sequencing
+    )
+    dims = Dims(genes=len(fitted.genes), emb=width, shared=len(view.shared))
+    module = create(spec.name, dims, **spec.args).to(device).train()  # type: ignore[attr-defined]
     if hasattr(module, "index"):
         module.index(feed)
     batches = list(islice(feed.batches(recipe.batch, generator=torch.Generator().manual_seed(0)), 2))
@@ -134,7 +140,8 @@ def _seconds_per_spot(benchmark: Benchmark, spec: Spec, device: str) -> float:
             start = time.perf_counter()
         module.loss(batch)[0].backward()
         spots += len(batch) if i else 0
-    return before + recipe.epochs * (time.perf_counter() - start) / spots
+    passes = recipe.epochs if recipe.steps is None else recipe.epochs * recipe.steps * recipe.batch / cohort.n
+    return before + passes * (time.perf_counter() - start) / spots
 
 
 def zeros(cohort: Cohort, width: int, side: int) -> Features:

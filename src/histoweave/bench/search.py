@@ -188,8 +188,8 @@ def tune(
     max_hours: float = math.inf,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
-) -> tuple[tuple[str, ...], dict[str, Search]]:
-    """The models of a benchmark, each that has a grid at its best on the validation side of the one split, and the searches.
+) -> dict[str, Search]:
+    """Searches every model of a benchmark that has a grid, on the validation side of its one split: model → search.
 
     Parameters
     ----------
@@ -215,12 +215,11 @@ def tune(
         if say is not None:
             say(f"search: {planned}")
         planned.check(max_hours)
-    found, models = {}, []
-    for model, grid in wanted.items():
-        if grid:
-            found[model] = search(
-                model, grid, train, val, view=benchmark.fitted_view(), store=store, recipe=benchmark.recipe,
-                seed=benchmark.seeds[0], device=device, folder=out / "search", progress=progress,
-            )  # fmt: skip
-        models.append(found[model].best if grid else model)
-    return tuple(models), found
+    return {
+        model: search(
+            model, grid, train, val, view=benchmark.fitted_view(), store=store, recipe=benchmark.recipe,
+            seed=benchmark.seeds[0], device=device, folder=out / "search", progress=progress,
+        )
+        for model, grid in wanted.items()
+        if grid
+    }  # fmt: skip

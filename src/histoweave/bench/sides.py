@@ -24,7 +24,7 @@ from histoweave.bench.metrics import pearson, section_metrics
 from histoweave.data.holdout import Everything, Holdout
 from histoweave.data.section import Cohort
 from histoweave.data.store import Store
-from histoweave.train import Learner
+from histoweave.train import Learner, Transfer
 
 UNS = "sides"  # of a stored prediction
 SIDES = ("train", "val", "test")
@@ -84,8 +84,9 @@ class SidedBenchmark(Benchmark):
         yield learner.fit(train.subset(cell.split.train), val).choose(val)
 
     def _score(
-        self, cell: Cell, learner: Learner, prediction: AnnData, holdout: Holdout
+        self, cell: Cell, learner: Learner | Transfer, prediction: AnnData, holdout: Holdout
     ) -> tuple[pd.DataFrame, AnnData]:
+        assert isinstance(learner, Learner)  # as `_fit` gives them
         rows, prediction = super()._score(cell, learner, prediction, holdout)
         prediction.uns[UNS] = side_scores(learner, self.cohort, holdout, prediction).astype(
             dict.fromkeys(("side", "scale", "gene", "metric"), "category")

@@ -78,12 +78,19 @@ def comparison(suite: Suite, rows: pd.DataFrame, *, note: str = "") -> pd.DataFr
 def shown(table: pd.DataFrame, *, run: bool = True) -> pd.DataFrame:
     """A comparison as text, indexed by model: the models that were run, or the published ones that were not.
 
-    One line per metric; a comparison of sides has one line per side, with the published value in brackets.
+    One line per metric. Of a comparison of sides the correlations alone, side by side, with the published ones in
+    brackets: see `by_side` for the rest.
     """
     part = table[(table["model"] != "") == run]
     model = part["model"] if run else part["published_as"]
     if "side" in part:
-        return _by_side(part.assign(model=model), run=run)
+        chosen = by_side(table[table["metric"] == "pcc"], run=run).reset_index()
+        return (
+            chosen.pivot(index="model", columns="side", values="pcc")
+            .loc[list(dict.fromkeys(model)), list(dict.fromkeys(part["side"]))]
+            .rename_axis(columns=None)
+            .add_prefix("PCC, ")
+        )
     columns = {
         "metric": part["metric"],
         "published": [_pm(m, s) for m, s in zip(part["published"], part["published_sd"], strict=True)],
@@ -97,8 +104,13 @@ def shown(table: pd.DataFrame, *, run: bool = True) -> pd.DataFrame:
     return pd.DataFrame(columns).set_axis(pd.Index(model, name="model"), axis=0)
 
 
-def _by_side(part: pd.DataFrame, *, run: bool) -> pd.DataFrame:
-    """One line per model and side, one column per metric: ours, and in brackets what was published; or that alone."""
+def by_side(table: pd.DataFrame, *, run: bool = True) -> pd.DataFrame:
+    """A comparison of sides as text: a line per model and side, a column per metric, the published value in brackets.
+
+    Of models that were not run (`run=False`) the published values alone. Indexed by model.
+    """
+    part = table[(table["model"] != "") == run]
+    part = part if run else part.assign(model=part["published_as"])
     if not len(part):
         return pd.DataFrame()
 

@@ -30,11 +30,14 @@ from histoweave.pp.counts import Target
 from histoweave.view import divisor, smoothing
 
 TOP = 50  # genes of pcc_50
+_SMALL = 1e-2  # below it, four decimals do not say enough of a mean
 HEADLINE = (
     "pcc",
     "pcc_reliable",
     "pcc_of_ceiling",
     "pcc_50",
+    "spearman_bins",
+    "spearman_all_bins",
     "spearman",
     "mse",
     "mse_entries",
@@ -122,7 +125,9 @@ class Report:
 
 
 def _pm(mean: float, sd: float) -> str:
-    return "–" if np.isnan(mean) else f"{mean:.4f} ± {sd:.4f}"
+    if np.isnan(mean):
+        return "–"
+    return f"{mean:.4f} ± {sd:.4f}" if mean == 0 or abs(mean) >= _SMALL else f"{mean:.3g} ± {sd:.2g}"
 
 
 def _looking(card: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +168,7 @@ _REFERENCE: dict[type, tuple[str, str]] = {
     Everything: ("pcc", "ridge"),
     Entries: ("mse", "ridge-visible"),
     Thin: ("deviance", "ridge-visible"),
-    Genes: ("pcc", "ridge"),
+    Genes: ("spearman_bins", "ridge-expression"),
 }
 
 
@@ -213,6 +218,7 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
         view=benchmark.view.to_dict(),
         recipe=benchmark.recipe,
         hide=repr(benchmark.hide),
+        rate=getattr(benchmark.hide, "rate", None),
         seeds=list(benchmark.seeds),
         controls_left_out=list(benchmark.left_out()),
         ensemble=benchmark.ensemble,

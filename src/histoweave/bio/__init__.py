@@ -9,8 +9,8 @@ from histoweave.bio.clusters import (
     log_normalised,
     normalised_mutual_information,
 )
-from histoweave.bio.de import Agreement, Contrast, agreement, auc, contrast, differential, differential_of
-from histoweave.bio.signatures import Signature, score, signature_table, signatures
+from histoweave.bio.de import Agreement, Contrast, agreement, auc, combined, contrast, differential, differential_of
+from histoweave.bio.signatures import Signature, read_signatures, score, signature_table, signatures
 from histoweave.bio.spatial import (
     autocorrelation,
     rv_coefficient,
@@ -34,6 +34,7 @@ __all__ = [
     "autocorrelation",
     "cluster_error",
     "cluster_means",
+    "combined",
     "contrast",
     "differential",
     "differential_of",
@@ -42,6 +43,7 @@ __all__ = [
     "log_normalised",
     "normalised_mutual_information",
     "parts",
+    "read_signatures",
     "rv_coefficient",
     "score",
     "signature_table",

@@ -5,6 +5,7 @@ Spots of a section are not independent, so p and q order genes and say nothing a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from histoweave.bio._part import Floats, Mask, Part, centred, checked, fdr
 Test = Literal["welch", "wilcoxon"]
 MIN_SPOTS = 5  # of each label, measured; under it a gene is not tested
 TOP = 20  # genes whose overlap is looked at
+_LEAST_P = 1e-300  # a smaller p of one section would be an infinite deviate
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +273,51 @@ def _best(statistic: pd.Series, size: int) -> pd.Index:
     """The genes of the largest absolute statistic, ties in their order; constant ones are on no list."""
     ranked = statistic.abs().dropna().sort_values(ascending=False, kind="stable")
     return ranked.index[:size]
+
+
+def combined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Differences over several sections together, from the tables of `differential` of each.
+
+    Parameters
+    ----------
+    tables
+        Section → table, by gene; genes that a section lacks or could not test are left out there.
+
+    Returns
+    -------
+    One row per gene, in the order in which they come: effect (mean over the sections that tested it), statistic
+    (Stouffer's Z: the sections' two-sided p as signed normal deviates, their sum over the root of their number), p, q,
+    sections (how many tested it), same_sign (share of them with the sign of the mean effect).
+
+    Raises
+    ------
+    ValueError
+        No table.
+
+    Notes
+    -----
+    Every section counts alike, whatever its spots, and differences between sections have no part in it. Spots of a
+    section and sections of a patient are not independent, so p orders genes and says nothing about other patients.
+    """
+    if not tables:
+        raise ValueError("there is no table of a section to combine; give one or more")
+    genes = pd.Index(dict.fromkeys(gene for table in tables.values() for gene in table.index), name="gene")
+    each = [table.reindex(genes) for table in tables.values()]
+    effect, statistic, p = (
+        np.stack([t[name].to_numpy(np.float64) for t in each]) for name in ("effect", "statistic", "p")
+    )
+    told = ~np.isnan(p)  # (s, g)
+    number = told.sum(axis=0)
+    deviate = np.where(told, np.sign(statistic) * norm.isf(np.clip(p / 2, _LEAST_P, 0.5)), 0.0)
+    usable = number > 0
+    mean = np.divide(np.where(told, effect, 0.0).sum(axis=0), number, out=np.full(len(genes), np.nan), where=usable)
+    z = np.divide(deviate.sum(axis=0), np.sqrt(number), out=np.full(len(genes), np.nan), where=usable)
+    same = ((np.sign(effect) == np.sign(mean)) & told).sum(axis=0)
+    table = pd.DataFrame({"effect": mean, "statistic": z, "p": 2 * norm.sf(np.abs(z))}, index=genes)
+    table["q"] = fdr(table["p"].to_numpy())
+    table["sections"] = number
+    table["same_sign"] = np.divide(same, number, out=np.full(len(genes), np.nan), where=usable)
+    return table
 
 
 def differential_of(part: Part, sets: Contrast, *, test: Test = "welch") -> tuple[pd.DataFrame, pd.DataFrame]:

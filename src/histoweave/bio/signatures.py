@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -20,19 +21,66 @@ from histoweave.bio.de import Contrast, auc
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Genes that stand for one thing, and where the list is from."""
+    """Genes that stand for one thing, and where the list is from.
+
+    `verified`: whether the list was compared, gene by gene, with a copy that names the source.
+    """
 
     name: str
     genes: tuple[str, ...]
     source: str
+    verified: bool = False
 
 
 @cache
 def signatures() -> Mapping[str, Signature]:
     """The built-in signatures by name."""
     text = resources.files("histoweave.bio").joinpath("signatures.toml").read_text(encoding="utf-8")
-    rows = tomllib.loads(text)
-    return MappingProxyType({name: Signature(name, tuple(row["genes"]), row["source"]) for name, row in rows.items()})
+    return MappingProxyType(_of_toml(text))
+
+
+def read_signatures(path: str | Path) -> dict[str, Signature]:
+    """Signatures of a file: TOML with a table per signature (``genes``, and ``source`` if known), or GMT.
+
+    In GMT every line is a name, a description and genes, separated by tabs.
+
+    Raises
+    ------
+    ValueError
+        A file that is neither, without a signature, or with one that names no gene; `FileNotFoundError` without a file.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    try:
+        found = _of_toml(text) if path.suffix == ".toml" else _of_gmt(text)
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'signatures of {path} cannot be read ({error}); expected TOML with [name] and genes = ["A", "B"], or GMT: '
+            "name, description and genes, separated by tabs"
+        ) from error
+    empty = [name for name, one in found.items() if not one.genes]
+    if not found or empty:
+        raise ValueError(
+            f"{path} has {'no signature' if not found else f'no genes of {empty[0]!r}'}; give one gene or more"
+        )
+    return found
+
+
+def _of_toml(text: str) -> dict[str, Signature]:
+    return {
+        name: Signature(name, tuple(map(str, row["genes"])), row.get("source", ""), row.get("verified", False))
+        for name, row in tomllib.loads(text).items()
+    }
+
+
+def _of_gmt(text: str) -> dict[str, Signature]:
+    lines = [line.split("\t") for line in text.splitlines() if line.strip()]
+    if any(len(line) < 3 for line in lines):
+        raise TypeError("a line has fewer than 3 columns")
+    return {
+        line[0].strip(): Signature(line[0].strip(), tuple(filter(None, map(str.strip, line[2:]))), line[1])
+        for line in lines
+    }
 
 
 def score(values: ArrayLike, genes: Sequence[str], wanted: Sequence[str], mask: ArrayLike | None = None) -> Floats:

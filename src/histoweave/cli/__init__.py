@@ -187,15 +187,19 @@ def report(
     cohort: Annotated[str | None, typer.Option(help="the cohort, for maps over its images")] = None,
     genes: Annotated[str | None, typer.Option(help="genes to draw, joined by commas")] = None,
     labels: Annotated[str | None, typer.Option(help="obs column to compare in: COLUMN, COLUMN=A or COLUMN=A:B")] = None,
+    signatures: Annotated[Path | None, typer.Option(help="gene signatures to score: .toml or .gmt")] = None,
 ) -> None:
-    """Write the HTML report of a run again, for chosen genes."""
+    """Write the HTML report of a run again, for chosen genes, labels and signatures."""
     from histoweave.bench.summary import Report
     from histoweave.data.io import read_cohort
     from histoweave.report import write_html
 
     chosen = [gene.strip() for gene in genes.split(",")] if genes else None
     found = Report.read(run)
-    say(f"report: {write_html(found, read_cohort(cohort) if cohort else None, genes=chosen, labels=labels)}")
+    path = write_html(
+        found, read_cohort(cohort) if cohort else None, genes=chosen, labels=labels, signatures=signatures
+    )
+    say(f"report: {path}")
 
 
 @app.command()

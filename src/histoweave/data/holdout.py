@@ -7,6 +7,7 @@ in every hidden value. A method is leak-free if both lead to the same prediction
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +71,7 @@ class Thin:
 
 @dataclass(frozen=True, slots=True)
 class Genes:
-    """Whole genes of the test sections are hidden (imputation)."""
+    """Whole genes of the test sections are hidden (imputation); library sizes are over the others."""
 
     names: tuple[str, ...]
 
@@ -82,8 +83,17 @@ class Genes:
 Hide = Everything | Entries | Thin | Genes
 
 
-def parse_hide(text: str) -> Hide:
-    """What is hidden, as it is written on a command line: ``everything``, ``entries:0.3``, ``entries:0.3:all``, ``thin:0.5``."""
+def parse_hide(text: str, genes: Sequence[str] = ()) -> Hide:
+    """What is hidden, as it is written on a command line.
+
+    Parameters
+    ----------
+    text
+        ``everything``; ``entries:0.3``, or ``entries:0.3:all``; ``thin:0.5``; ``genes:first:200``: all genes but the
+        first 200; ``genes:random:200:0``: all but 200 that are drawn with seed 0; or ``genes:list:A,B``: these.
+    genes
+        Of the cohort, in the order of its panel.
+    """
     name, *rest = text.split(":")
     try:
         if name == "everything" and not rest:
@@ -92,9 +102,33 @@ def parse_hide(text: str) -> Hide:
             return Entries(float(rest[0]), of="measured" if len(rest) == 1 else rest[1])  # type: ignore[arg-type]
         if name == "thin" and len(rest) == 1:
             return Thin(float(rest[0]))
+        if name == "genes" and len(rest) >= 2:
+            return Genes(_hidden_genes(rest, tuple(genes)))
     except ValueError as error:
         raise ValueError(f"hide {text!r}: {error}") from None
-    raise ValueError(f"hide {text!r}; expected 'everything', 'entries:0.3', 'entries:0.3:all' or 'thin:0.5'")
+    raise ValueError(
+        f"hide {text!r}; expected 'everything', 'entries:0.3', 'entries:0.3:all', 'thin:0.5', 'genes:first:200', "
+        "'genes:random:200:0' or 'genes:list:A,B'"
+    )
+
+
+def _hidden_genes(parts: Sequence[str], genes: tuple[str, ...]) -> tuple[str, ...]:
+    """The genes that are not kept, in the order of the panel."""
+    how, *numbers = parts
+    if how == "list":
+        asked = {gene.strip() for gene in ":".join(numbers).split(",") if gene.strip()}
+        if unknown := sorted(asked - set(genes)):
+            raise ValueError(f"{len(unknown)} genes are not in the panel of {len(genes)}, first {unknown[0]!r}")
+        return tuple(gene for gene in genes if gene in asked)
+    kept = int(numbers[0])
+    if not 0 < kept < len(genes):
+        raise ValueError(f"{kept} genes are to be kept of {len(genes)}; expected 1 to {len(genes) - 1}")
+    if how == "first" and len(numbers) == 1:
+        return genes[kept:]
+    if how == "random" and len(numbers) == 2:
+        drawn = set(np.random.default_rng(int(numbers[1])).permutation(len(genes))[:kept].tolist())
+        return tuple(gene for i, gene in enumerate(genes) if i not in drawn)
+    raise ValueError(f"{':'.join(parts)!r} is not understood")
 
 
 def _generator(seed: int, section: Section) -> np.random.Generator:

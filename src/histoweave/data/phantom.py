@@ -233,7 +233,8 @@ def phantom_like(name: str, *, spots: tuple[int, int] = (7, 7), um_per_px: float
     ----------
     name
         "triplex-bc1" (8 patients, 36 sections), "triplex-bc2" (23 patients, 68 sections; which patient has two sections
-        instead of three is not modelled: the last one) or "triplex-scc" (4 patients, 12 sections).
+        instead of three is not modelled: the last one), "triplex-scc" (4 patients, 12 sections) or "anand" (as
+        "triplex-bc2", but the patient with two sections is BC23901, as in the dataset).
 
     Raises
     ------
@@ -263,9 +264,11 @@ def _suite_sections(name: str) -> dict[str, list[str]]:
         names = {f"BC{p}": [f"BC{p}-{i}" for i in (1, 2, 3)] for p in BC2_PATIENTS}
         names[f"BC{BC2_PATIENTS[-1]}"].pop()
         return names
+    if name == "anand":
+        return {f"BC{p}": [f"BC{p}-{i}" for i in range(1, 3 if p == 23901 else 4)] for p in BC2_PATIENTS}
     if name == "triplex-scc":
         return {p: [f"{p}-{i}" for i in (1, 2, 3)] for p in ("P2", "P5", "P9", "P10")}
-    raise ValueError(f"phantom {name!r} is unknown; expected 'triplex-bc1', 'triplex-bc2' or 'triplex-scc'")
+    raise ValueError(f"phantom {name!r} is unknown; expected 'triplex-bc1', 'triplex-bc2', 'triplex-scc' or 'anand'")
 
 
 def _build(names: Mapping[str, Sequence[str]], spec: Spec, genes: pd.DataFrame) -> Phantom:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from histoweave.data.section import Cohort, Section
 
 Rung = Literal["patients", "sections", "blocks"]
+By = Literal["patient", "section"]
 
 
 class SplitLeak(ValueError):
@@ -27,22 +28,55 @@ class Split:
         Section ids. Validation normally comes out of ``train`` through `inner_split` and ``val`` is empty.
     name
         What the fold is called in tables, usually the held-out patient.
+    by
+        What may not stand on two sides. ``"section"`` is for published splits that put sections of one patient on several
+        sides by design: their scores say nothing of a new patient, and `notes` says so.
+    remarks
+        What else a reader must know of this split, in sentences.
     """
 
     train: tuple[str, ...]
     test: tuple[str, ...]
     val: tuple[str, ...] = ()
     name: str = "fold"
+    by: By = "patient"
+    remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.by not in get_args(By):
+            raise ValueError(f"fold {self.name!r}: by={self.by!r}; expected one of {get_args(By)}")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know before believing scores on this split."""
+        if self.by == "patient":
+            return self.remarks
+        return (
+            "split by section: sections of one patient stand on several sides, so scores are of new sections of known "
+            "patients",
+            *self.remarks,
+        )
 
     def check(self, cohort: Cohort) -> Split:
-        """This split, if no patient and no section stands on two sides of it; `SplitLeak` names the patients."""
-        sides = {side: {cohort[id].patient for id in getattr(self, side)} for side in ("train", "val", "test")}
+        """This split, if nothing stands on two sides of it.
+
+        Raises
+        ------
+        SplitLeak
+            A patient (with ``by="section"``: a section) on two sides, with its name; a side without sections.
+        """
+        names = {id: cohort[id].patient if self.by == "patient" else id for id in self.train + self.val + self.test}
+        sides = {side: {names[id] for id in getattr(self, side)} for side in ("train", "val", "test")}
         for a, b in (("train", "test"), ("val", "test"), ("train", "val")):
             both = sorted(sides[a] & sides[b])
             if both:
                 raise SplitLeak(
-                    f"fold {self.name!r}: patient(s) {', '.join(map(repr, both))} are in both {a} and {b}. "
-                    "Split by patient: all sections of a patient belong on one side"
+                    f"fold {self.name!r}: {self.by}(s) {', '.join(map(repr, both))} are in both {a} and {b}. "
+                    + (
+                        "Split by patient: all sections of a patient belong on one side"
+                        if self.by == "patient"
+                        else "A section belongs on one side"
+                    )
                 )
         if not self.train or not self.test:
             raise SplitLeak(

@@ -50,6 +50,15 @@ _MODELS = {
     "ridge-gene": "histoweave.models.predict.linear:RidgePerGene",
     "poisson": "histoweave.models.predict.counts:Poisson",
     "nb": "histoweave.models.predict.counts:NB",
+    "zero": "histoweave.models.complete.controls:Zero",
+    "gene-mean": "histoweave.models.complete.controls:GeneMean",
+    "slide-median": "histoweave.models.complete.controls:SlideMedian",
+    "spot-gene": "histoweave.models.complete.controls:SpotGene",
+    "low-rank": "histoweave.models.complete.low_rank:LowRank",
+    "ridge-visible": "histoweave.models.complete.ridge_visible:RidgeVisible",
+    "median": "histoweave.models.complete.median:Median",
+    "sme": "histoweave.models.complete.sme:SME",
+    "spackle": "histoweave.models.complete.spackle:Spackle",
     "xmint": "histoweave.models.impute.xmint:XMINT",
 }
 

@@ -15,7 +15,7 @@ from histoweave.pp.neighbors import grid8, hex_hops
 from histoweave.pp.smooth import smooth
 
 _LN = MappingProxyType({"e": 1.0, "10": float(np.log(10)), "2": float(np.log(2)), "none": 0.0})
-_LIBRARY_WORDS = MappingProxyType({"panel": "panel total", "all": "total over all genes", "given": "given size factor"})
+_LIBRARY_WORDS = MappingProxyType({"panel": "panel total", "all": "total over all genes", "given": "given size factor", "none": "1"})
 
 
 class NotInvertible(ValueError):
@@ -35,7 +35,7 @@ class Target:
     ----------
     library
         ``panel``: the spot's sum over the panel, computed from the counts given; ``all``: its total over all genes;
-        ``given``: a size factor that comes with the data.
+        ``given``: a size factor that comes with the data; ``none``: nothing, counts stay as they are (``form="scaled"``).
     log
         Base of the logarithm: ``"10"``, ``"e"``, ``"2"``, or ``"none"``.
     smooth
@@ -58,7 +58,7 @@ class Target:
     presets of these use it: published numbers count such spots as zeros.
     """
 
-    library: Literal["panel", "all", "given"] = "all"
+    library: Literal["panel", "all", "given", "none"] = "all"
     form: Literal["scaled", "additive"] = "scaled"
     scale: float = 1e4
     pseudo: float = 1.0
@@ -78,6 +78,8 @@ class Target:
             raise ValueError(f"target: scale={self.scale!r}; expected a number above 0")
         if not (np.isfinite(self.pseudo) and self.pseudo >= 0):
             raise ValueError(f"target: pseudo={self.pseudo!r}; expected 0 or more")
+        if self.library == "none" and self.form == "additive":
+            raise ValueError("target: form='additive' divides by the library, and library='none' has none; use 'scaled'")
         if self.log != "none" and self.pseudo == 0:
             raise ValueError(
                 "target: pseudo=0 under a logarithm makes counts of 0 minus infinity; use pseudo=1 or log='none'"
@@ -144,13 +146,14 @@ class Target:
     def units(self) -> str:
         """What a value is, in words."""
         word = _LIBRARY_WORDS[self.library]
+        share = "count" if self.library == "none" else f"count / {word}"
         if self.form == "additive":
             total = "number of genes" if self.n_genes is None else str(self.n_genes)
             added = "" if self.pseudo == 1 else f"{self.pseudo:g} × "
             inner = f"(count + {self.pseudo:g}) / ({word} + {added}{total})"
             inner = inner if self.scale == 1 else f"{self.scale:g} × {inner}"
         else:
-            inner = f"count / {word}" if self.scale == 1 else f"{self.scale:g} × count / {word}"
+            inner = share if self.scale == 1 else f"{self.scale:g} × {share}"
             inner = inner if self.pseudo == 0 else f"{inner} + {self.pseudo:g}"
         if self.log != "none":
             inner = {"e": "ln", "10": "log10", "2": "log2"}[self.log] + f"({inner})"
@@ -232,7 +235,7 @@ class Target:
         y
             Values of this target (n, g).
         library
-            What the counts were divided by (n,): the panel's own total with ``library="panel"``.
+            What the counts were divided by (n,): the panel's own total with ``library="panel"``; not read with ``"none"``.
 
         Raises
         ------
@@ -250,6 +253,8 @@ class Target:
         if y.ndim != 2 or library.shape != (len(y),):
             raise ValueError(f"values have shape {y.shape} and the library {library.shape}; expected (n, g) and (n,)")
         counts = y if self.log == "none" else np.exp(y * _LN[self.log])
+        if self.library == "none":
+            library = np.ones(len(y))
         if self.form == "scaled":
             counts = (counts - self.pseudo) * (library / self.scale)[:, None]
         else:
@@ -258,6 +263,8 @@ class Target:
 
     def _base(self, counts: np.ndarray, library: np.ndarray) -> np.ndarray:
         """What each spot is divided by (n,)."""
+        if self.library == "none":
+            return np.ones(len(counts))
         base = counts.sum(axis=1) if self.library == "panel" else library
         return base + self._pseudo_total() if self.form == "additive" else base
 
@@ -327,8 +334,12 @@ PRESETS: Mapping[str, Target] = MappingProxyType(
         "stnet": Target(library="all", form="additive", scale=1.0, log="e"),
         # Pang et al. 2021; also Hist2ST.
         "histogene": Target(library="panel", log="10", empty="zero"),
+        # xMINT: counts over their sum over the genes to be imputed.
+        "share": Target(library="panel", scale=1.0, pseudo=0.0, log="none"),
         "log1p-cpm": Target(library="all", scale=1e6, log="e"),
         # Size factors that are known, as in a simulation: ln(count / size factor + 1).
         "log1p-given": Target(library="given", scale=1.0, log="e"),
+        # Anand et al.: ln(count + 1); whether counts were divided first is not said, and the size of its errors says not.
+        "log1p-counts": Target(library="none", scale=1.0, log="e"),
     }
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,17 @@ from scipy.stats import rankdata
 
 from histoweave.data.section import Cohort, Section
 from histoweave.pp.neighbors import neighbours
+from histoweave.pp.real_data import spared_filter
 from histoweave.pp.smooth import mean_operator
+from histoweave.pp.tpm import log2p1, per_million
 
 _BINS = 20  # of mean expression, in the "seurat" flavour of scanpy's highly variable genes
 _CHUNK = 2**17  # dense values held at a time in Moran's I: 1 MiB, which stays in the cache
+_AUTO = (
+    128,
+    320,
+    32,
+)  # genes of SpaRED: the first number where more than the second survive its filters, else the third
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +88,14 @@ def select_panel(train: Cohort, recipe: str, candidates: Sequence[str]) -> GeneP
 
         - ``top-mean``: mean raw count over all spots
         - ``rank-sum``: rank of the mean plus rank of the variance of ln(1 + counts per million) over all spots
+        - ``rank-sum-raw``: the same of the raw counts
         - ``hvg``: normalised dispersion of counts per 10,000 in 20 bins of mean expression (the "seurat" flavour of
           scanpy), averaged over sections; a gene that is absent or constant in a section counts as 0 there
         - ``moran``: Moran's I of ln(1 + counts per million) over the touching spots of a section, averaged over
           sections; constant genes count as 0
+        - ``spared``: SpaRED's filters of spots and genes (`spared_filter`), then Moran's I of log2(1 + counts per
+          million of the genes left), averaged over the sections in which it is defined; ``spared:auto`` takes 128
+          genes where more than 320 pass, else 32
         - ``list``: the genes named, in their order
 
         A candidate that a section lacks is an error, or is taken as 0 there with ``+union``: ``top-mean+union:250``.
@@ -108,8 +119,9 @@ def select_panel(train: Cohort, recipe: str, candidates: Sequence[str]) -> GeneP
     name, union, argument = _read_recipe(recipe)
     if name == "list":
         return GenePanel(_listed(argument), recipe, ())
-    wanted = _read_count(recipe, argument, len(candidates))
-    score = _SCORES[name](train, candidates, union=union)  # (g,)
+    score = _SCORES[name](train, candidates, union=union)  # (g,), NaN for genes that the recipe filters out
+    alive = int((~np.isnan(score)).sum())
+    wanted = auto_count(alive) if argument == "auto" else _read_count(recipe, argument, alive, "genes that pass")
     best = np.argsort(-score, kind="stable")[:wanted].tolist()
     return GenePanel(tuple(candidates[i] for i in best), recipe, train.ids)
 
@@ -117,6 +129,8 @@ def select_panel(train: Cohort, recipe: str, candidates: Sequence[str]) -> GeneP
 def check_recipe(recipe: str, candidates: Sequence[str]) -> None:
     """`ValueError` if `select_panel` could not follow the recipe among these candidates; no counts are looked at."""
     name, _, argument = _read_recipe(recipe)
+    if name == "spared" and argument == "auto":
+        return
     if name != "list":
         _read_count(recipe, argument, len(candidates))
         return
@@ -124,6 +138,12 @@ def check_recipe(recipe: str, candidates: Sequence[str]) -> None:
     unknown = [gene for gene in _listed(argument) if gene not in known]
     if unknown:
         raise ValueError(f"recipe {recipe!r}: genes {_some(unknown)} are not among the {len(candidates)} candidates")
+
+
+def auto_count(survivors: int) -> int:
+    """How many genes SpaRED takes of those that its filters leave: 128 of more than 320, else 32, never more than all."""
+    many, enough, few = _AUTO
+    return min(survivors, many if survivors > enough else few)
 
 
 def candidate_counts(section: Section, candidates: Sequence[str], *, union: bool = False) -> sparse.csr_matrix:
@@ -159,18 +179,27 @@ def morans_i(values: Any, nbr: np.ndarray) -> np.ndarray:
     """
     weights = mean_operator(nbr, include_self=False)
     total = weights.sum()
-    columns = sparse.csc_matrix(values)
+    columns: Any = sparse.csc_matrix(values) if sparse.issparse(values) else np.asarray(values)
     n, g = columns.shape
     result = np.full(g, np.nan)
     step = max(8, _CHUNK // max(n, 1))
     for start in range(0, g if total > 0 else 0, step):
-        z = columns[:, start : start + step].toarray().astype(np.float64)  # (n, chunk)
+        part = columns[:, start : start + step]  # (n, chunk)
+        z = (part.toarray() if sparse.issparse(part) else part).astype(np.float64, order="C")
         varies = z.min(axis=0) < z.max(axis=0)
         z -= z.mean(axis=0)
         spread = np.where(varies, np.einsum("ng,ng->g", z, z), 1.0)
         together = np.einsum("ng,ng->g", z, weights @ z)
         result[start : start + step] = np.where(varies, n / total * together / spread, np.nan)
     return result
+
+
+def mean_morans_i(rows: Iterable[np.ndarray]) -> np.ndarray:
+    """Mean of Moran's I (g,) over sections, leaving out NaN; -inf for genes for which it is defined nowhere."""
+    values = np.stack(list(rows))  # (s, g)
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), -np.inf)
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:
@@ -206,11 +235,11 @@ def _listed(argument: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in argument.split(",") if part.strip())
 
 
-def _read_count(recipe: str, argument: str, available: int) -> int:
+def _read_count(recipe: str, argument: str, available: int, what: str = "candidates") -> int:
     if not argument.isdecimal() or int(argument) < 1:
         raise ValueError(f"gene recipe {recipe!r}: {argument!r} is not a number of genes of 1 or more")
     if int(argument) > available:
-        raise ValueError(f"gene recipe {recipe!r} asks for more genes than the {available} candidates; ask for fewer")
+        raise ValueError(f"gene recipe {recipe!r} asks for more genes than the {available} {what}; ask for fewer")
     return int(argument)
 
 
@@ -255,6 +284,12 @@ def _rank_sum(train: Cohort, names: tuple[str, ...], *, union: bool) -> np.ndarr
     return rankdata(mean) + rankdata(variance)
 
 
+def _rank_sum_raw(train: Cohort, names: tuple[str, ...], *, union: bool) -> np.ndarray:
+    tables = (candidate_counts(section, names, union=union).astype(np.float64) for section in train)
+    mean, variance = _moments(tables, len(names))
+    return rankdata(mean) + rankdata(variance)
+
+
 def _hvg(train: Cohort, names: tuple[str, ...], *, union: bool) -> np.ndarray:
     score = np.zeros(len(names))
     for _, table in _scaled(train, names, union=union, scale=1e4):
@@ -289,9 +324,22 @@ def _moran(train: Cohort, names: tuple[str, ...], *, union: bool) -> np.ndarray:
     return score / len(train)
 
 
+def _spared(train: Cohort, names: tuple[str, ...], *, union: bool) -> np.ndarray:
+    tables = [candidate_counts(section, names, union=union) for section in train]
+    passed = spared_filter(tables, [section.library for section in train], ids=train.ids)
+    score = np.full(len(names), np.nan)
+    score[passed.genes] = mean_morans_i(
+        morans_i(log2p1(per_million(table[keep][:, passed.genes])), neighbours(section.with_spots(section.spots[keep])))
+        for section, table, keep in zip(train, tables, passed.spots, strict=True)
+    )
+    return score
+
+
 _SCORES: dict[str, Callable[..., np.ndarray]] = {
     "top-mean": _top_mean,
     "rank-sum": _rank_sum,
+    "rank-sum-raw": _rank_sum_raw,
     "hvg": _hvg,
     "moran": _moran,
+    "spared": _spared,
 }

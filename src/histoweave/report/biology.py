@@ -6,67 +6,65 @@ Everything is of one section, so it describes and tests nothing across patients;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from histoweave.bench.summary import Report
 from histoweave.bio import (
-    Contrast,
     Part,
     adjusted_rand,
-    agreement,
     cluster_error,
     cluster_means,
-    differential_of,
     leiden,
     log_normalised,
     normalised_mutual_information,
     parts,
-    signature_table,
     structure,
 )
 from histoweave.bio.clusters import MIN_SPOTS as MIN_CLUSTERED
 from histoweave.bio.spatial import summary_of
-from histoweave.data.section import Section
-from histoweave.pl import Plate, cluster_maps, cluster_scatter, de_dots, normalised_maps, oversmoothing, value_histogram
+from histoweave.data.section import Cohort, Section
+from histoweave.pl import Plate, cluster_maps, cluster_scatter, normalised_maps, oversmoothing, value_histogram
+from histoweave.pp.counts import NotInvertible, Target
+from histoweave.report.differences import add_differences, add_signatures, over_sections
+from histoweave.report.findings import Biology, Shot, Table
 from histoweave.report.labels import Labels
-from histoweave.report.tables import number, p_value
+from histoweave.report.tables import number
+from histoweave.view import divisor
 
 MOST_SPOTS = 20_000  # of the section; a larger one would take longer than the rest of the page together
-_DOT_GENES = 12
 _SCATTERED = 6  # models in one scatter plot: colours repeat after a few
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of the page: its caption, the names of its columns, and rows of text whose first entry is the row's name."""
-
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Shot:
-    """A figure, a name for its ids, its caption, and what it shows in words."""
-
-    figure: Figure
-    name: str
-    caption: str
-    alt: str
-
-
-@dataclass(frozen=True, slots=True)
-class Biology:
-    """What the section holds, in its order."""
-
-    remarks: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    shots: list[Shot] = field(default_factory=list)
+def biology_of(
+    report: Report,
+    made: Mapping[str, AnnData],
+    id: str,
+    cohort: Cohort | None,
+    plate: Plate,
+    genes: Sequence[str],
+    best: str,
+    labels: Labels,
+    *,
+    signatures: Mapping[str, Sequence[str]] | None = None,
+) -> Biology:
+    """`biology` of a test section of a run, and the differences over all its labelled test sections, of `best` and ridge."""
+    card = report.cells[0]
+    told = card["view"].get("target")
+    found = biology(
+        made, None if cohort is None else cohort[id], plate, genes, best, labels, units=str(card["units"]),
+        target=None if told is None else Target.from_dict(told), signatures=signatures,
+    )  # fmt: skip
+    if cohort is not None:
+        models = [model for model in dict.fromkeys([best, "ridge"]) if model in report.models]
+        table, left = over_sections(report, cohort, labels, models)
+        found.tables.extend([] if table is None else [table])
+        found.remarks.extend(left)
+    return found
 
 
 def biology(
@@ -78,6 +76,8 @@ def biology(
     labels: Labels,
     *,
     units: str = "",
+    target: Target | None = None,
+    signatures: Mapping[str, Sequence[str]] | None = None,
 ) -> Biology:
     """Tables over all models, and figures of one, of a test section.
 
@@ -91,6 +91,11 @@ def biology(
         Those to draw; others are chosen where the labels decide.
     best
         The model of the figures.
+    target
+        What the predictions are values of: where it can be inverted and the section's counts are there, its maps are of
+        counts.
+    signatures
+        Name → genes; the built-in ones by default.
     """
     found = Biology()
     sections = {model: next(parts(table)) for model, table in made.items() if table.n_obs}
@@ -104,13 +109,32 @@ def biology(
     tables = {model: structure(part) for model, part in sections.items()}
     _add_structure(found, sections, tables)
     _add_clusters(found, sections, section, plate, genes, shown)
-    _add_values(found, sections, plate, genes, shown, units, tables[shown]["pcc"])
+    _add_values(found, sections, section, plate, genes, shown, units, tables[shown]["pcc"], target)
     sets, why = labels.contrast(section)
     found.remarks.extend(why)
     if sets is not None:
-        _add_differences(found, sections, sets, shown)
-    _add_signatures(found, sections, sets)
+        add_differences(found, sections, sets, shown)
+    add_signatures(found, sections, sets, signatures)
     return found
+
+
+def as_counts(part: Part, section: Section | None, target: Target | None) -> tuple[Part | None, str]:
+    """A section of a prediction on the scale of counts, and how it was made; or None, and why it cannot be.
+
+    The truth is the raw counts; the prediction is the target inverted with each spot's own divisor, which was measured.
+    """
+    if section is None or target is None or not section.spots.n_vars:
+        return None, "Not on the scale of counts: the cohort was not given."
+    try:
+        counts = section.counts(list(part.genes)).toarray().astype(np.float64)
+        library = counts.sum(axis=1) if target.library == "panel" else divisor(target, section)
+        pred = target.inverse(part.pred, library)
+    except (NotInvertible, KeyError) as error:
+        return None, f"Not on the scale of counts: {error.args[0]}."
+    how = "" if target.library == "none" else ", by the divisor that was measured in each spot"
+    return replace(
+        part, truth=np.where(part.measured, counts, np.nan), pred=pred
+    ), f"Predictions are inverted to counts{how}."
 
 
 def _add_structure(found: Biology, sections: Mapping[str, Part], tables: Mapping[str, pd.DataFrame]) -> None:
@@ -246,11 +270,13 @@ def _draw_clusters(
 def _add_values(
     found: Biology,
     sections: Mapping[str, Part],
+    section: Section | None,
     plate: Plate,
     genes: Sequence[str],
     shown: str,
     units: str,
     pcc: pd.Series,
+    target: Target | None,
 ) -> None:
     part = sections[shown]
     drawn = [gene for gene in genes if gene in part.genes and part.measured[:, part.genes.get_loc(gene)].any()]
@@ -258,14 +284,18 @@ def _add_values(
         return
     gene = drawn[0]
     at = int(part.genes.get_loc(gene))
-    truth, pred = part.truth[:, at], part.pred[:, at]
-    if np.nanmean(truth) > 0:
+    truth = part.truth[:, at]
+    scaled, why = as_counts(part, section, target)
+    of, what = (part, "value") if scaled is None else (scaled, "count")
+    true, made = of.truth[:, at], of.pred[:, at]
+    if np.nanmean(true) > 0:
         found.shots.append(
             Shot(
-                normalised_maps(plate, gene, truth, pred, model=shown, pcc=float(pcc[gene])),
+                normalised_maps(plate, gene, true, made, model=shown, pcc=float(pcc[gene])),
                 "normalised",
-                f"{gene} as multiples of its mean measured value in this section: measured, predicted, and the error.",
-                f"Maps of {gene} over its mean: measured, predicted by {shown}, and error.",
+                f"{gene} as multiples of its mean measured {what} in this section: measured, predicted, and the error. {why} "
+                f"PCC is that of the values ({units or 'target'}).",
+                f"Maps of {gene} over its mean {what}: measured, predicted by {shown}, and error.",
             )
         )
     values: dict[str, NDArray[np.float64]] = {
@@ -277,73 +307,5 @@ def _add_values(
             "histogram",
             f"Values of {gene} over the spots: measured (filled) and predicted.",
             f"Histogram of {gene}, measured and predicted by {', '.join(values)}.",
-        )
-    )
-
-
-def _add_differences(found: Biology, sections: Mapping[str, Part], sets: Contrast, shown: str) -> None:
-    of = {model: differential_of(part, sets) for model, part in sections.items()}
-    rows = []
-    for model, (truth, pred) in of.items():
-        one = agreement(truth, pred)
-        rows.append([model, f"{one.common} of {one.top}", number(one.by_chance, 1), p_value(one.p),
-                     number(one.same_sign, 2), number(one.effect_spearman, 2)])  # fmt: skip
-    who = f"{sets.a} ({int(sets.is_a.sum())} spots) against {sets.b} ({int(sets.is_b.sum())})"
-    found.tables.append(
-        Table(
-            f"Differential expression, {who}: Welch's t on the measured and on the predicted values of the panel. Common: "
-            "genes among the first of both lists by absolute t; p is hypergeometric and takes genes for independent, "
-            "which they are not. Same direction: of the common genes. Spots are neighbours, so genes are ordered here, "
-            "not tested.",
-            ["model", "common genes", "by chance", "p", "same direction", "Spearman of effects"],
-            rows,
-        )
-    )
-    truth = of[shown][0]
-    tested = truth["statistic"].abs().dropna().sort_values(ascending=False, kind="stable").index[:_DOT_GENES]
-    chosen = sorted(tested, key=lambda gene: -truth.loc[gene, "statistic"])
-    if chosen:
-        part = sections[shown]
-        at = part.genes.get_indexer(pd.Index(chosen))
-        figure = de_dots(
-            part.truth[:, at], part.pred[:, at], {sets.a: sets.is_a, sets.b: sets.is_b}, chosen, model=shown
-        )
-        found.shots.append(
-            Shot(
-                figure,
-                "differences",
-                f"The {len(chosen)} genes that differ most by measurement, {who}. Each side is scaled by itself, so a "
-                "shrunken prediction looks the same.",
-                f"Dot plots of {len(chosen)} genes in {sets.a} and {sets.b}, measured and predicted by {shown}.",
-            )
-        )
-
-
-def _add_signatures(found: Biology, sections: Mapping[str, Part], sets: Contrast | None) -> None:
-    of = {model: signature_table(part, sets=sets) for model, part in sections.items()}
-    first = next(iter(of.values()))
-    there = [name for name in first.index if first.loc[name, "genes"] > 0]
-    if not there:
-        found.remarks.append("No signatures: none of the built-in ones has a gene in the panel.")
-        return
-    rows = []
-    for name in there:
-        row = [str(name), f"{first.loc[name, 'genes']} of {first.loc[name, 'of']}"]
-        row += [number(table.loc[name, "pcc"], 2) for table in of.values()]
-        if sets is not None:
-            row += [number(first.loc[name, "auc_truth"], 2), *(number(t.loc[name, "auc_pred"], 2) for t in of.values())]
-        rows.append(row)
-    columns = ["signature", "genes", *(f"PCC, {model}" for model in of)]
-    if sets is not None:
-        columns += ["AUC, measured", *(f"AUC, {model}" for model in of)]
-    found.tables.append(
-        Table(
-            "Signature scores (mean z-score of the genes that are in the panel): PCC of the predicted with the measured "
-            "scores over spots"
-            + (f", and AUC for {sets.a} against {sets.b}" if sets is not None else "")
-            + ". With few of "
-            "its genes here, a signature is those genes and not what it is named after.",
-            columns,
-            rows,
         )
     )

@@ -25,13 +25,15 @@ from histoweave import _keys as K
 from histoweave.bench.markdown import notes
 from histoweave.bench.summary import Report
 from histoweave.bench.trust import MIN_RELIABILITY
+from histoweave.bio import read_signatures
 from histoweave.data._atomic import writing
 from histoweave.data.section import Cohort
 from histoweave.pl import Plate, ceiling_scatter, error_map, marker_map, patient_dots
 from histoweave.pl.maps import GROUND, INK, LINE, MUTED
 from histoweave.pl.scores import CONTROL, METHOD
 from histoweave.report import tables
-from histoweave.report.biology import Biology, biology
+from histoweave.report.biology import biology_of
+from histoweave.report.findings import Biology
 from histoweave.report.labels import Labels
 
 _DPI = 190  # of raster layers: about two image px per CSS px
@@ -102,7 +104,12 @@ class Shown:
 
 
 def write_html(
-    report: Report, cohort: Cohort | None, *, genes: list[str] | None = None, labels: str | None = None
+    report: Report,
+    cohort: Cohort | None,
+    *,
+    genes: list[str] | None = None,
+    labels: str | None = None,
+    signatures: str | Path | None = None,
 ) -> Path:
     """Writes ``report.html`` into the folder of a run and returns its path.
 
@@ -115,6 +122,8 @@ def write_html(
     labels
         Column of ``obs`` whose labels are compared under "Biology": ``column``, ``column=label`` (against all others) or
         ``column=label:label``. By default ``label``, where the section shown has it.
+    signatures
+        File of gene signatures for "Biology" (`histoweave.bio.read_signatures`), in place of the built-in ones.
 
     Raises
     ------
@@ -123,12 +132,15 @@ def write_html(
     """
     chosen = _checked_genes(report, genes)
     compared = Labels.read(labels, cohort)
+    lists = None if signatures is None else {name: one.genes for name, one in read_signatures(signatures).items()}
     shown = _choose_section(report, cohort, chosen, compared if labels else None)
     chosen = chosen or tables.default_genes(report, among=sorted(shown.genes()))
     here = [gene for gene in chosen if gene in shown.genes()]
     best = tables.best_model(report)
     trained, folds = tables.fold_rows(report)
-    living, living_drawings = _biology(shown, cohort, here, best, compared)
+    living = biology_of(
+        report, shown.predictions(), shown.section, cohort, shown.plate, here, best, compared, signatures=lists
+    )
     environment = Environment(
         loader=PackageLoader("histoweave.report", "."),
         autoescape=True,
@@ -146,7 +158,8 @@ def write_html(
         maps=_maps(shown, here), absent=[gene for gene in chosen if gene not in here],
         error=_error(shown, best, here[0]) if here else None, best=best, trained=trained, folds=folds,
         genes=tables.gene_rows(report), models=report.models, controls=tables.controls(report),
-        limit=MIN_RELIABILITY, facts=tables.fingerprint_rows(report), biology=living, biology_drawings=living_drawings,
+        limit=MIN_RELIABILITY, facts=tables.fingerprint_rows(report), biology=living,
+        biology_drawings=_biology_drawings(living),
     )  # fmt: skip
     path = report.folder / "report.html"
     with writing(path) as file:
@@ -268,13 +281,8 @@ def _error(shown: Shown, model: str, gene: str) -> Drawing | None:
     )
 
 
-def _biology(
-    shown: Shown, cohort: Cohort | None, genes: Sequence[str], best: str, labels: Labels
-) -> tuple[Biology, list[Drawing]]:
-    section = None if cohort is None else cohort[shown.section]
-    units = str(shown.report.cells[0]["units"])
-    found = biology(shown.predictions(), section, shown.plate, genes, best, labels, units=units)
-    return found, [_drawing(one.figure, f"bio-{one.name}", one.caption, one.alt) for one in found.shots]
+def _biology_drawings(found: Biology) -> list[Drawing]:
+    return [_drawing(one.figure, f"bio-{one.name}", one.caption, one.alt) for one in found.shots]
 
 
 def _drawing(figure: Figure, name: str, caption: str, alt: str) -> Drawing:

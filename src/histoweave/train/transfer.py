@@ -1,8 +1,9 @@
-"""`Transfer`: a pure function from a reference and what is visible of a target to the genes the target lacks."""
+"""`Transfer`: an imputer as a `Predictor`, from reference sections and what is visible of a target to what it lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,29 +12,73 @@ from anndata import AnnData, concat
 from scipy import sparse
 
 from histoweave import _keys as K
-from histoweave.data.section import Cohort
+from histoweave.batch import Card, Needs
+from histoweave.data.section import Cohort, Section
+from histoweave.models.impute import Imputer, create_imputer, list_imputers
+from histoweave.train.loop import History
+from histoweave.train.recipe import Recipe
+from histoweave.view import FittedView, View
 
-Impute = Callable[[sparse.csr_matrix, sparse.csr_matrix], np.ndarray]
+
+def is_imputer(text: str) -> bool:
+    """Whether the text of a model names an imputer."""
+    return text.partition("[")[0].strip() in list_imputers()
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSpec:
+    """What a benchmark asks of a model before it is fitted, for an imputer: it reads no image and has no recipe."""
+
+    text: str
+    card: Card
+    recipe: Recipe = Recipe(name="none")  # noqa: RUF009  (immutable)
+    first: None = None
+    filler: None = None
+    needs: Needs = Needs.NONE
+    sees: Needs = Needs.NONE
+    embeds: bool = False
+    counts: bool = False
+    completes: bool = False
+    hops: int = 1
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything in it is drawn at random, so that seeds differ."""
+        return self.card.learns == "gradient"
 
 
 class Transfer:
-    """A predictor around ``impute(reference (n, G), seen (m, g)) -> (m, G - g)``.
+    """An imputer around reference sections; nothing is learnt before the target is there.
 
-    The first g columns of the reference are the genes seen in the target, in the same order; nothing is learnt before
-    the target is there, so `fit` only keeps the reference.
+    Parameters
+    ----------
+    imputer
+        Its text, such as ``spage[n_pv=30]``, or an `Imputer`.
+    view
+        Where given, imputed values are brought to the scale that all models of a table share: expression of the genes of
+        the view's panel over their sum. Without one they are as the imputer gives them, of all genes that a target lacks.
+    seed
+        Of whatever the imputer draws.
     """
 
-    def __init__(self, impute: Impute) -> None:
-        self.impute = impute
+    def __init__(self, imputer: str | Imputer, view: View | None = None, *, seed: int = 0) -> None:
+        self.model = imputer if isinstance(imputer, str) else type(imputer).__name__
+        self.imputer = create_imputer(imputer) if isinstance(imputer, str) else imputer
+        self.view, self.seed = view, seed
+        self.fitted: FittedView | None = None
+        self.history = History()
+        self.module = None
+        self.notes: dict[str, dict[str, float]] = {}  # per target section
         self._train: Cohort | None = None
 
     def fit(self, train: Cohort, val: Cohort | None = None) -> Transfer:
         """Keeps the reference sections; `val` is not used."""
         self._train = train
+        self.fitted = None if self.view is None else self.view.fit(train)
         return self
 
     def predict(self, cohort: Cohort) -> AnnData:
-        """The genes of the reference that each section lacks, in the scale that the function states.
+        """What each section lacks: ``X`` (c, h) float32; ``layers["spread"]`` where the imputer tells it.
 
         Raises
         ------
@@ -42,26 +87,103 @@ class Transfer:
         """
         if self._train is None:
             raise ValueError("this imputer was not fitted; call fit(reference cohort) first")
-        known = self._train.genes("common")
-        tables = []
-        for section in cohort:
-            shared = [gene for gene in section.genes if gene in set(known)]
-            missing = [gene for gene in known if gene not in set(section.genes)]
-            if not shared or not missing:
-                raise ValueError(
-                    f"section {section.id!r} shares {len(shared)} genes with the reference and lacks "
-                    f"{len(missing)}; an imputation needs at least one of each"
-                )
-            reference = sparse.vstack([s.counts([*shared, *missing]) for s in self._train], format="csr")
-            made = np.asarray(self.impute(reference, section.counts(shared)), dtype=np.float32)
-            obs = pd.DataFrame(
-                {K.SECTION: section.id, K.PATIENT: section.patient}, index=section.id + "/" + section.spots.obs_names
+        made = [self._impute(self._train, section) for section in cohort]
+        joined = concat(made, join="inner", merge="same")
+        joined.uns[K.UNS] = {"units": self.units, "card": json.dumps(self.describe(), sort_keys=True)}
+        return joined
+
+    @property
+    def units(self) -> str:
+        """What a value is, in words."""
+        return self.imputer.scale if self.fitted is None else self.fitted.view.target.units
+
+    def describe(self) -> dict[str, Any]:
+        """What made these values: imputer with its arguments, reference, shared and imputed genes."""
+        card = self.imputer.card
+        fitted = self.fitted
+        return {
+            "model": self.model,
+            "name": self.model.partition("[")[0],
+            "args": asdict(self.imputer),  # type: ignore[call-overload]
+            "task": card.task,
+            "layer": "raw",
+            "first": None,
+            "recipe": Recipe(name="none").to_dict(),
+            "seed": self.seed,
+            "citation": card.citation,
+            "control": card.control,
+            "view": None if fitted is None else fitted.view.to_dict(),
+            "panel": None if fitted is None else fitted.genes.to_dict(),
+            "panel_digest": None if fitted is None else fitted.genes.digest,
+            "trained_on": list(self._train.patients) if self._train is not None else [],
+            "inner_split": "none",
+            "encoder": None,
+            "trunk": None,
+            "parameters": 0,
+            "expected_accuracy": "not measured",
+            "scale_of_imputer": self.imputer.scale,
+            "notes": self.notes,
+            "units": self.units,
+        }
+
+    def _impute(self, train: Cohort, section: Section) -> AnnData:
+        shared, missing = self.genes(train, section)
+        reference = sparse.vstack([s.counts([*shared, *missing]) for s in train], format="csr")
+        found = self.imputer(reference, section.counts(shared), seed=self.seed, groups=_groups(train))
+        self.notes[section.id] = found.notes
+        values, spread = found.values, found.spread
+        if self.fitted is not None:
+            values, spread = _shares(values, logarithmic=self.imputer.logarithmic), None
+        obs = pd.DataFrame(
+            {K.SECTION: section.id, K.PATIENT: section.patient}, index=section.id + "/" + section.spots.obs_names
+        )
+        table = AnnData(X=values, obs=obs, var=pd.DataFrame(index=pd.Index(missing)), obsm={K.SPATIAL: section.xy})
+        if spread is not None:
+            table.layers[K.SPREAD] = spread
+        return table
+
+    def genes(self, train: Cohort, section: Section) -> tuple[list[str], list[str]]:
+        """Genes that a target shares with the reference, and those to impute: names are matched as they are written.
+
+        Raises
+        ------
+        ValueError
+            None of one kind, or names that only agree when case is ignored.
+        """
+        known, here = set(train.genes("common")), set(section.genes)
+        if self.view is not None and self.fitted is not None:
+            shared, missing = list(self.view.shared), list(self.fitted.genes.genes)
+        else:
+            shared = [gene for gene in section.genes if gene in known]
+            missing = [gene for gene in train.genes("common") if gene not in here]
+        if not shared or not missing:
+            alike = {gene.lower() for gene in known} & {gene.lower() for gene in here}
+            hint = (
+                f" {len(alike)} names agree if case is ignored: rename the genes of one."
+                if alike and not shared
+                else ""
             )
-            tables.append(
-                AnnData(X=made, obs=obs, var=pd.DataFrame(index=pd.Index(missing)), obsm={K.SPATIAL: section.xy})
+            raise ValueError(
+                f"section {section.id!r} shares {len(shared)} genes with the reference and lacks {len(missing)}; an "
+                f"imputation needs at least one of each.{hint}"
             )
-        return concat(tables, join="inner")
+        return shared, missing
 
     def save(self, dir: Any) -> None:
         """There is nothing to save: a transfer is refitted from its reference."""
         raise ValueError("a transfer imputer keeps no weights; save the reference cohort and fit again")
+
+
+def _shares(values: np.ndarray, *, logarithmic: bool) -> np.ndarray:
+    """Expression over its sum over the imputed genes (c, h), float32: the scale on which methods are compared."""
+    plain = np.expm1(values.astype(np.float64)) if logarithmic else values.astype(np.float64)
+    plain = np.maximum(plain, 0.0)
+    total = plain.sum(axis=1, keepdims=True)
+    return (plain / np.where(total > 0, total, 1.0)).astype(np.float32)
+
+
+def _groups(train: Cohort) -> np.ndarray | None:
+    """Cell type of every reference cell (n,), where all sections name them."""
+    if not all(K.GROUP in section.spots.obs for section in train):
+        return None
+    return np.concatenate([section.spots.obs[K.GROUP].astype(str).to_numpy() for section in train])

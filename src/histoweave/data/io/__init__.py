@@ -13,6 +13,7 @@ from typing import Literal
 
 from histoweave.data.io.h5ad import read_h5ad, section_from_anndata
 from histoweave.data.io.hest import is_hest, read_hest
+from histoweave.data.io.reference import read_reference
 from histoweave.data.io.samples_csv import is_samples, read_samples
 from histoweave.data.io.st_legacy import (
     PatientRule,
@@ -24,24 +25,29 @@ from histoweave.data.io.st_legacy import (
 )
 from histoweave.data.io.st_metadata import is_metadata, read_st_metadata
 from histoweave.data.io.visium import find_image, find_outs, is_outs, read_visium
+from histoweave.data.io.xenium import find_xenium, has_image, is_xenium, read_xenium
 from histoweave.data.section import Cohort, Section, SectionError
 
 __all__ = [
     "read_cohort",
     "read_h5ad",
     "read_hest",
+    "read_reference",
     "read_samples",
     "read_st_folder",
     "read_st_metadata",
     "read_st_section",
     "read_visium",
+    "read_xenium",
     "recognise",
     "section_from_anndata",
 ]
 
 log = logging.getLogger(__name__)
 
-Format = Literal["samples", "st", "st-metadata", "hest", "visium", "visium-folder", "h5ad", "h5ad-folder"]
+Format = Literal[
+    "samples", "st", "st-metadata", "hest", "visium", "visium-folder", "xenium", "xenium-folder", "h5ad", "h5ad-folder"
+]
 Which = Iterable[str] | Literal["all", "with-image"]
 
 
@@ -67,17 +73,21 @@ def recognise(path: str | Path) -> Format:
         return "st-metadata"
     elif is_outs(path) or is_outs(path / "outs"):
         return "visium"
+    elif is_xenium(path) or is_xenium(path / "outs"):
+        return "xenium"
     elif is_hest(path):
         return "hest"
     elif any(path.glob("*.h5ad")):
         return "h5ad-folder"
     elif any(is_outs(child) or is_outs(child / "outs") for child in path.iterdir() if child.is_dir()):
         return "visium-folder"
+    elif any(is_xenium(child) or is_xenium(child / "outs") for child in path.iterdir() if child.is_dir()):
+        return "xenium-folder"
     elif find_sections(path):
         return "st"
     raise SectionError(
-        f"'{path}' is not recognised. Expected a samples.csv; an .h5ad file or a folder of them; a Space Ranger folder "
-        "or one per section; the HEST layout (st/, wsis/, metadata/); legacy ST (ST-cnts/ and ST-spotfiles/, or "
+        f"'{path}' is not recognised. Expected a samples.csv; an .h5ad file or a folder of them; a Space Ranger or "
+        "Xenium folder or one per section; the HEST layout (st/, wsis/, metadata/); legacy ST (ST-cnts/ and ST-spotfiles/, or "
         "*_stdata.tsv.gz beside *_spot_data-selection-*.tsv.gz); or the metadata.csv of ST-Net"
     )
 
@@ -96,8 +106,9 @@ def read_cohort(
     path
         See `recognise`.
     patient
-        How the patient follows from a section id, where the format does not say (legacy ST, folders of Visium or
-        ``.h5ad``): see `read_st_folder`. For the last two the default takes each section for a patient, and logs it.
+        How the patient follows from a section id, where the format does not say (legacy ST, folders of Visium,
+        Xenium or ``.h5ad``): see `read_st_folder`. But for legacy ST the default takes each section for a patient, and
+        logs it.
     um_per_px
         For all sections; default: what the files say. Not with a samples.csv, whose ``mpp`` says it per section.
     sections
@@ -125,6 +136,8 @@ def read_cohort(
         cohort = read_samples(path if path.is_file() else path / "samples.csv")
         having = {section.id for section in cohort if section.image is not None}
         return cohort.subset(wanted(cohort.ids, having, sections, where=str(path)))
+    if kind in ("xenium", "xenium-folder"):
+        return _read_regions(path, kind, patient, um_per_px, sections)
     return _read_each(path, kind, patient, um_per_px, sections)
 
 
@@ -146,6 +159,22 @@ def _read_each(path: Path, kind: str, patient: PatientRule | None, um_per_px: fl
         else:
             read.append(read_visium(files[id], images[id], id=id, patient=who, um_per_px=um_per_px))
     return Cohort(read)
+
+
+def _read_regions(
+    path: Path, kind: str, patient: PatientRule | None, um_per_px: float | None, sections: Which
+) -> Cohort:
+    """One Xenium region, or a folder of them."""
+    parents = [path] if kind == "xenium" else sorted(p for p in path.iterdir() if p.is_dir())
+    folders = {_outs_id(p): p for p in parents if is_xenium(p) or is_xenium(p / "outs")}
+    having = {id for id, folder in folders.items() if has_image(find_xenium(folder), id=id)}
+    read = Cohort(
+        read_xenium(
+            folders[id], id=id, patient=None if patient is None else patient_of(id, patient), um_per_px=um_per_px
+        )
+        for id in wanted(folders, having, sections, where=str(path))
+    )
+    return read.with_image() if sections == "with-image" else read  # a morphology image may turn out not to be readable
 
 
 def _outs_id(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -15,11 +16,11 @@ import pandas as pd
 from histoweave import _keys as K
 from histoweave.data.image import SlideImage
 from histoweave.data.io import _lattice
+from histoweave.data.io._features import Kinds, control_totals, name_controls
 from histoweave.data.section import Platform, Section, SectionError, make_section
 
 log = logging.getLogger(__name__)
 
-GENES = "Gene Expression"
 SCALE_KEYS = ("um_per_px", "microns_per_pixel", "pixel_size_um_estimated", "pixel_size_um_embedded", "pixel_size")
 
 
@@ -57,8 +58,10 @@ def read_h5ad(
     Returns
     -------
     Section
-        With the file's ``obs``. A ``reference`` has no positions: all its rows are at (0, 0). Features whose
-        ``var["feature_types"]`` is not ``Gene Expression`` are dropped and counted in the log.
+        With the file's ``obs``. A ``reference`` without positions has all its rows at (0, 0). Where
+        ``var["feature_types"]`` says what features are, only those of type ``Gene Expression`` are genes: the total of
+        the negative controls is ``obs["control_counts"]``, their names are in ``uns["controls"]``, and what is neither
+        is dropped and counted in the log.
 
     Raises
     ------
@@ -66,14 +69,8 @@ def read_h5ad(
         A file that is no AnnData, an unknown layer, missing positions, and everything `make_section` refuses.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file '{path}'")
-    try:
-        table = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise SectionError(f"'{path}' is truncated or not an AnnData file ({error}); write it again") from error
     return section_from_anndata(
-        table,
+        open_h5ad(path),
         id=id or path.stem,
         source=str(path),
         patient=patient,
@@ -83,6 +80,16 @@ def read_h5ad(
         spatial=spatial,
         image=image,
     )
+
+
+def open_h5ad(path: Path) -> anndata.AnnData:
+    """The AnnData object of a file; a missing or broken file is named."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file '{path}'")
+    try:
+        return anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise SectionError(f"'{path}' is truncated or not an AnnData file ({error}); write it again") from error
 
 
 def section_from_anndata(
@@ -111,9 +118,12 @@ def section_from_anndata(
     scale = um_per_px if um_per_px is not None else stored_scale(table.uns)
     if xy is not None and lattice is not None and kind in ("st", "visium") and (scale is not None or image is not None):
         scale = _lattice.resolve(scale, lattice[:, ::-1], xy, kind, id=id)
-    counts, genes = _counts(table, layer, source=source)
+    counts, genes, controls = _counts(table, layer, source=source)
     slide = None if image is None else SlideImage.open(image, um_per_px=scale)
-    return make_section(
+    obs = _obs(table)
+    if controls is not None:
+        obs = obs.assign(**{K.CONTROL_COUNTS: controls.totals})
+    section = make_section(
         id=id,
         patient=patient,
         counts=counts,
@@ -124,8 +134,10 @@ def section_from_anndata(
         image=slide,
         array_rc=lattice,
         names=table.obs_names.tolist(),
-        obs=_obs(table),
+        obs=obs,
     )
+    stored = table.uns.get(K.CONTROLS) if controls is None else controls.names
+    return section if stored is None else name_controls(section, list(stored))
 
 
 def stored_scale(uns: Mapping[str, Any]) -> float | None:
@@ -193,8 +205,16 @@ def _platform(
     return cast(Platform, given)
 
 
-def _counts(table: anndata.AnnData, layer: str | None, *, source: str) -> tuple[Any, list[str]]:
-    """Raw counts of the genes, without other features."""
+@dataclass(frozen=True, slots=True)
+class _Controls:
+    """Names of the negative controls, and their total per spot (n,)."""
+
+    names: list[str]
+    totals: np.ndarray
+
+
+def _counts(table: anndata.AnnData, layer: str | None, *, source: str) -> tuple[Any, list[str], _Controls | None]:
+    """Raw counts of the genes, their names, and the negative controls; None where features are not told apart."""
     values, var = table.X, table.var
     if layer == "raw":
         if table.raw is None:
@@ -205,15 +225,16 @@ def _counts(table: anndata.AnnData, layer: str | None, *, source: str) -> tuple[
             raise SectionError(f"'{source}' has no layer {layer!r}; its layers are {list(table.layers)}")
         values = table.layers[layer]
     if values is None:
-        return None, var.index.astype(str).tolist()
+        return None, var.index.astype(str).tolist(), None
+    controls = None
     if "feature_types" in var:
-        kinds = var["feature_types"].astype(str)
-        keep = np.flatnonzero(kinds == GENES)
-        if 0 < len(keep) < len(kinds):
-            dropped = kinds[kinds != GENES].value_counts()
-            log.info("'%s': features dropped: %s", source, ", ".join(f"{n} × {kind}" for kind, n in dropped.items()))
-            values, var = values[:, keep], var.iloc[keep]
-    return values, var.index.astype(str).tolist()
+        kinds = Kinds.of(var["feature_types"].astype(str).tolist(), where=f"'{source}'")
+        if len(kinds.controls):
+            totals = control_totals(values, kinds.controls)
+            controls = _Controls(var.index[kinds.controls].astype(str).tolist(), totals)
+        if len(kinds.genes) < len(var):
+            values, var = values[:, kinds.genes], var.iloc[kinds.genes]
+    return values, var.index.astype(str).tolist(), controls
 
 
 def _obs(table: anndata.AnnData) -> pd.DataFrame:

@@ -12,12 +12,13 @@ import pandas as pd
 from histoweave.data.io.h5ad import read_h5ad
 from histoweave.data.io.st_legacy import find_sections, read_st_section
 from histoweave.data.io.visium import is_outs, read_visium
+from histoweave.data.io.xenium import IDENTITY, is_xenium, read_xenium
 from histoweave.data.section import Cohort, Platform, Section, SectionError
 
 log = logging.getLogger(__name__)
 
 NEEDED = ("id", "patient", "path")
-COLUMNS = ("id", "patient", "platform", "path", "spots", "image", "mpp")
+COLUMNS = ("id", "patient", "platform", "path", "spots", "image", "alignment", "mpp")
 
 
 def read_samples(path: str | Path) -> Cohort:
@@ -30,13 +31,16 @@ def read_samples(path: str | Path) -> Cohort:
     platform
         Optional or empty: found from the data. One of the platforms of `Section`.
     path
-        An ``.h5ad`` file, a Space Ranger folder, or a text table of counts (legacy ST); relative paths start at the
-        folder of the csv.
+        An ``.h5ad`` file, a Space Ranger or Xenium folder, or a text table of counts (legacy ST); relative paths start
+        at the folder of the csv.
     spots
         Only for legacy ST, optional: the spot file; default: the one that belongs to the count table by its name, in
         its folder or a neighbouring one.
     image
         Optional: the full-resolution image.
+    alignment
+        Only for Xenium folders, optional: the file of the matrix or landmarks that place the image, or ``identity``;
+        default: the one that belongs to the image, see `read_xenium`.
     mpp
         Optional: µm per px of that image.
 
@@ -103,6 +107,16 @@ def _read_row(csv: Path, line: int, row: dict[str, str]) -> Section:
     image = _resolve(csv, line, "image", row["image"]) if row.get("image") else None
     mpp = _mpp(where, row.get("mpp", ""))
     id, patient = row["id"], row["patient"]
+    if data.is_dir() and (is_xenium(data) or is_xenium(data / "outs")):
+        _only(where, platform, "xenium", data)
+        given = row.get("alignment") or None
+        alignment = given if given in (None, IDENTITY) else _resolve(csv, line, "alignment", given)
+        return read_xenium(data, image, alignment=alignment, id=id, patient=patient, um_per_px=mpp)
+    if row.get("alignment"):
+        raise SectionError(
+            f"{where}: 'alignment' is for Xenium folders, which '{data}' is not; its positions are in px of the image "
+            "already: leave it empty"
+        )
     if data.suffix == ".h5ad":
         return read_h5ad(data, image, id=id, patient=patient, platform=cast("Platform | None", platform), um_per_px=mpp)
     if data.is_dir() and (is_outs(data) or is_outs(data / "outs")):
@@ -114,7 +128,8 @@ def _read_row(csv: Path, line: int, row: dict[str, str]) -> Section:
         return read_st_section(data, spots, image, id=id, patient=patient, um_per_px=mpp)
     raise SectionError(
         f"{where}: '{data}' is not recognised; expected an .h5ad file, a Space Ranger folder (with "
-        "'filtered_feature_bc_matrix.h5' and 'spatial'), or a count table .tsv or .tsv.gz"
+        "'filtered_feature_bc_matrix.h5' and 'spatial'), a Xenium folder (with 'cell_feature_matrix.h5' and "
+        "'cells.parquet'), or a count table .tsv or .tsv.gz"
     )
 
 

@@ -95,7 +95,7 @@ def read_visium(
         id=id,
         patient=patient or id,
         counts=matrix.counts[kept],
-        genes=_gene_names(matrix, genes, id=id),
+        genes=gene_names(matrix, genes, id=id),
         xy=xy,
         platform="visium",
         um_per_px=scale,
@@ -125,12 +125,15 @@ def find_outs(folder: str | Path) -> Path:
 def read_matrix(folder: Path) -> FeatureMatrix:
     """The filtered matrix, from HDF5 where there is one, else from the matrix-market folder."""
     path = _matrix_h5(folder)
-    if path is None:
-        return _read_mtx(folder / MATRIX)
+    return _read_mtx(folder / MATRIX) if path is None else read_matrix_h5(path)
+
+
+def read_matrix_h5(path: Path) -> FeatureMatrix:
+    """A feature matrix in the HDF5 layout of 10x, version 3 (Space Ranger, Xenium)."""
     try:
         with h5py.File(path, "r") as file:
             if "matrix" not in file:
-                raise SectionError(f"'{path}' has the groups {list(file)}; expected 'matrix' (Space Ranger)")
+                raise SectionError(f"'{path}' has the groups {list(file)}; expected 'matrix' (10x, version 3)")
             group: Any = file["matrix"]
             features = group["features"]
             shape = tuple(int(side) for side in group["shape"][()])
@@ -242,7 +245,8 @@ def _gene_expression(matrix: FeatureMatrix, *, id: str) -> FeatureMatrix:
     return FeatureMatrix(matrix.counts[:, keep], matrix.barcodes, *pick)
 
 
-def _gene_names(matrix: FeatureMatrix, genes: str, *, id: str) -> list[str]:
+def gene_names(matrix: FeatureMatrix, genes: str, *, id: str) -> list[str]:
+    """Names of the features as ``genes`` asks: symbols, of which those that several features share stay ids, or ids."""
     if genes == "id":
         return matrix.ids
     if genes != "symbol":

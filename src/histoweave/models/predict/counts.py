@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from copy import copy
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,12 @@ class _Counts(nn.Module):
         for name, value in (("intercept", 0.0), ("ceiling", BOUND), ("slope", 1.0), ("base", 0.0)):
             self.register_buffer(name, torch.full((dims.genes,), value))
         self.register_buffer("converged", torch.zeros(dims.genes, dtype=torch.bool))
+
+    def on_counts(self) -> Self:
+        """The same fit, predicting expected counts; it shares its tensors with this one."""
+        other = copy(self)
+        other.scale = "counts"
+        return other
 
     def dispersion(self, mean: Tensor, var: Tensor) -> Tensor | float | None:
         """Dispersion of every gene (g,), one for all, or None for Poisson, from training moments (g,) of the counts."""

@@ -42,6 +42,7 @@ class _PerGene(nn.Module):
         self.needs = self.inputs.needs
         # from the largest down: of penalties that do equally well the strongest is taken
         self.alphas = tuple(sorted(penalties(torch.tensor(alphas, dtype=torch.float64, device="cpu")).tolist()))[::-1]
+        self._fitted: tuple[Path, Tensor, Tensor | None] | None = None  # path, its penalties (a,), solved (a, g)
         self.register_buffer("coef", torch.zeros(self.inputs.width, dims.genes))
         self.register_buffer("intercept", torch.zeros(dims.genes))
         self.register_buffer("alpha", torch.full((dims.genes,), torch.nan))
@@ -61,12 +62,24 @@ class _PerGene(nn.Module):
             raise ValueError("fewer than 2 training spots have counts in the panel; nothing can be fitted")
         alphas = torch.tensor(self.alphas, dtype=torch.float64, device=sums.n.device)
         found, solved = self.path(sums.total(), alphas)
-        best = self._error(sums, alphas).argmin(dim=0)  # (g,)
+        self._fitted = found, alphas, solved
+        self._take(self._error(sums, alphas).argmin(dim=0))
+
+    @torch.no_grad()
+    def choose(self, feed: FeedLike) -> None:
+        """Takes each gene's penalty by its squared error on the spots of a feed, of the paths that `index` fitted."""
+        if self._fitted is None:
+            raise ValueError("penalties are chosen among those that were fitted, and nothing was; call index(feed) first")
+        one_fold = torch.zeros(feed.n, dtype=torch.long, device=self.coef.device)
+        self._take(squared_error(self._fitted[0], Moments.stream(self._walk(feed, one_fold))).argmin(dim=0))
+
+    def _take(self, best: Tensor) -> None:
+        """Keeps the coefficients at the penalty of each gene, by its place in the path (g,)."""
+        assert self._fitted is not None
+        found, alphas, solved = self._fitted
         coef, intercept = found.pick(best)
         self.coef, self.intercept, self.alpha = coef.float(), intercept.float(), alphas[best].float()
-        self.converged = torch.ones_like(best, dtype=torch.bool)
-        if solved is not None:
-            self.converged = solved.gather(0, best[None])[0]
+        self.converged = torch.ones_like(best, dtype=torch.bool) if solved is None else solved.gather(0, best[None])[0]
 
     def _walk(self, feed: FeedLike, fold: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Inputs (b, d), targets (b, g) and fold (b,) of the spots that count."""
@@ -150,9 +163,9 @@ class RidgePerGene(_PerGene):
 
     Notes
     -----
-    **Differences from the paper.** As of `OLS`; and the paper chooses on its validation patients, here the inner folds
-    of the training spots choose, by squared error, as there may be no others. The principal components, which see no
-    expression, are those of all training spots in every fold.
+    **Differences from the paper.** As of `OLS`; and the paper chooses on its validation patients. Here the inner folds
+    of the training spots choose, by squared error, as there may be no others; `choose` lets validation spots do so, as in
+    the suite ``anand``. The principal components, which see no expression, are those of all training spots in every fold.
     """
 
     card: ClassVar[Card] = Card(

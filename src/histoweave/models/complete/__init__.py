@@ -1,0 +1,1 @@
+"""Completion: what an assay dropped of the genes that it measures; one paper, one file."""
