@@ -34,7 +34,7 @@ NAME = "completion-her2st"
 FOLDS, SEEDS, RATE = 4, 2, 0.3
 RATES = (0.1, 0.2, 0.4, 0.5, 0.6, 0.7)
 CONTROLS = "zero,gene-mean,slide-median,spot-gene,low-rank,ridge-visible"
-PUBLISHED = "median,sme[weights=ge],spackle,spackle[legacy=batch-axis]"
+PUBLISHED = "median,sme[weights=ge],spackle,spackle[legacy=batch-axis,width=0]"
 VARIANTS = ("spackle", "spackle[preset=plus]")
 STEPS = "cpu"  # 1,000 steps; `paper` has 10,000
 
@@ -48,7 +48,7 @@ def her2st() -> Cohort:
 def settings(work: Path, models: str, controls: str = "", *, threads: int | None = None, **more: Any) -> BenchSettings:
     """What all runs share: log2 of counts per million, genes by SpaRED's rule on training sections."""
     return BenchSettings(
-        models=models, controls=controls, hide=f"entries:{RATE}", target="log1p-cpm[log=2]", panel="spared:128",
+        models=models, controls=controls, hide=f"entries:{RATE}", target="log1p-cpm[log=2]", panel="spared:32",
         recipe=STEPS, store=str(work / "store"), max_hours=1000, threads=threads, **more,
     )  # fmt: skip
 

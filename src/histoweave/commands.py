@@ -22,7 +22,7 @@ from histoweave.bench.external import external_split, prefixed
 from histoweave.bench.plan import plan
 from histoweave.bench.search import tune
 from histoweave.bench.sides import SidedBenchmark
-from histoweave.bench.suites import DRY, PHANTOM_WINDOW_PX, Suite, fewer, suite
+from histoweave.bench.suites import DRY, PHANTOM_WINDOW_PX, Suite, fewer, shortened, suite
 from histoweave.bench.summary import Report, summarise
 from histoweave.data.holdout import Genes, parse_hide
 from histoweave.data.section import Cohort
@@ -156,8 +156,8 @@ def run_suite(
         Default: that of the suite.
     dry_run
         On a phantom with the patients, sections and folds of the suite, of `spots` lattice rows and columns each, with
-        recipe ``tiny``, small windows and no controls but mean and ridge: it shows that all works, and its values mean
-        nothing.
+        recipe ``tiny``, small windows, two values of what is searched and no controls but mean and ridge: it shows that all
+        works, and its values mean nothing.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def run_suite(
         set_up(settings.threads, settings.device)
         plain, hours = make_benchmark(cohort, settings, splits=splits, all_sides=True), settings.max_hours
         searches = tune(
-            plain, chosen.search, Path(out), settings.open_store(),
+            plain, shortened(chosen.search) if dry_run else chosen.search, Path(out), settings.open_store(),
             device=settings.device, max_hours=hours, say=say, progress=progress,
         )  # fmt: skip
         models = [searches[model].best if model in searches else model for model in plain.models]

@@ -1,6 +1,6 @@
-"""Models at work: prediction on a slide without counts, and completion of what an assay dropped.
+"""Prediction on a slide without counts: tissue → tile centres at the training pitch → embeddings → AnnData.
 
-A slide goes from tissue to tile centres at the training pitch, to embeddings, to AnnData. The result is written region by region, so that memory does not grow with the slide.
+The result is written region by region, so that memory does not grow with the slide.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from anndata import AnnData
 from anndata.io import write_elem
 
 from histoweave import _keys as K
-from histoweave.data._atomic import replacing
 from histoweave.data.image import SlideImage
-from histoweave.data.section import Cohort, Section, make_section
+from histoweave.data.section import Section, make_section
 from histoweave.pp.tissue import tile_centres, tissue_mask
-from histoweave.settings import CompleteSettings, choose_sections, set_up
-from histoweave.train import Learner, layers
+from histoweave.train import Learner
 
 _MASK_PX = 2048  # longer side of the thumbnail that tissue is found on
 
@@ -194,35 +192,3 @@ def _write(path: Path, section: Section, parts: Iterator[AnnData]) -> None:
         write_elem(file, "var", first.var)
         write_elem(file, "obsm", {K.SPATIAL: section.xy})
         write_elem(file, "uns", {K.UNS: _about(section, first)})
-
-
-def complete(
-    cohort: Cohort,
-    out: str | Path | None = None,
-    settings: CompleteSettings | None = None,
-    *,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> AnnData:
-    """Fits a model that completes on a cohort, and fills in what its assay dropped; the file appears whole or not at all."""
-    settings = settings or CompleteSettings()
-    check_out(out)
-    set_up(settings.threads, settings.device)
-    chosen = choose_sections(cohort, settings.sections)
-    learner = Learner(
-        settings.method,
-        settings.view(),
-        settings.open_store(),
-        recipe=settings.recipe,
-        seed=settings.seed,
-        device=settings.device,
-        progress=progress,
-    )
-    if not learner.spec.completes:
-        raise ValueError(
-            f"method {settings.method!r} does not complete; those that do: {', '.join(layers.completers())}"
-        )
-    made = layers.complete(learner.fit(chosen), chosen)
-    if out is not None:
-        with replacing(Path(out)) as temporary:
-            made.write_h5ad(temporary)
-    return made

@@ -168,6 +168,16 @@ class CompleteSettings(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImputeSettings(RunSettings):
+    """Imputation of genes that a panel lacks."""
+
+    method: str = flag("spage", "imputer, or xmint, with arguments in brackets")
+    genes: str | None = flag(None, "genes to impute, joined by commas; default: all that the target lacks")
+    groups: str = flag("cell_type", "column of a reference with the type of each cell, for methods that use it")
+    seed: int = flag(0, "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictSettings:
     """Prediction on a slide without counts."""
 

@@ -13,7 +13,7 @@ import pytest
 from histoweave import commands
 from histoweave.bench import anand, suite_table
 from histoweave.bench.sides import MEANS, SIDES
-from histoweave.bench.suites import DRY, Suite, SuiteIncomplete, suite
+from histoweave.bench.suites import DRY, Suite, SuiteIncomplete, shortened, suite
 from histoweave.data import catalog
 from histoweave.data.section import Cohort
 from histoweave.settings import BenchSettings
@@ -217,3 +217,8 @@ def test_the_suite_runs_its_own_models_where_none_are_named(paper: Suite) -> Non
     named = commands._suite_settings(paper, BenchSettings(), None)
     assert named.models == ",".join(paper.models) and named.target == "log1p-counts" and named.protocol == "strict"
     assert commands._suite_settings(paper, BenchSettings(models="ols"), None).models == "ols"
+
+
+def test_a_dry_run_searches_two_values_of_one_setting(paper: Suite) -> None:
+    assert shortened(paper.search) == {"mlp": {"lr": [1e-4, 1e-3]}, "gnn": {"hidden": [32, 64]}}
+    assert paper.search["mlp"]["lr"] == [1e-4, 1e-3, 1e-2, 1e-1]

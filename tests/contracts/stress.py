@@ -1,15 +1,13 @@
-"""Three models that press on the types where the first papers do not: visible neighbours, repeated spots, transfer.
+"""Two models that press on the types where the first papers do not: visible neighbours, repeated spots.
 
-They are the shapes of SpaCKLE, xMINT and SpaGE at toy size, and exist for the leak test.
+They are the shapes of SpaCKLE and xMINT at toy size, and exist for the leak test.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor, nn
 
 from histoweave.batch import Batch, Card, Dims, Needs
@@ -77,14 +75,3 @@ class Sequences(nn.Module):
     @classmethod
     def tiny(cls) -> dict[str, Any]:
         return {}
-
-
-def nearest_reference(reference: sparse.csr_matrix, seen: sparse.csr_matrix) -> np.ndarray:
-    """Genes a target lacks, from its nearest reference spots in the shared principal components (after SpaGE)."""
-    shared = seen.shape[1]
-    a, b = (np.log1p(m.toarray().astype(np.float64)) for m in (reference[:, :shared], seen))
-    a, b = (m - m.mean(axis=0) for m in (a, b))
-    axes = np.linalg.svd(a, full_matrices=False)[2][:5]
-    distance = ((b @ axes.T)[:, None] - (a @ axes.T)[None]) ** 2
-    near = np.argsort(distance.sum(axis=2), axis=1, kind="stable")[:, :5]
-    return np.log1p(reference[:, shared:].toarray())[near].mean(axis=1)

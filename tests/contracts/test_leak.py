@@ -15,10 +15,10 @@ from histoweave.data.holdout import Entries, Everything, Genes, Holdout
 from histoweave.data.phantom import Phantom
 from histoweave.data.split import leave_one_out
 from histoweave.data.store import Store
-from histoweave.pp.counts import Target
+from histoweave.models.impute import list_imputers
 from histoweave.train import Learner, Recipe, Transfer
 from histoweave.view import View
-from tests.contracts.stress import nearest_reference
+from tests.contracts.test_models import suited
 
 QUICK = Recipe(name="quick", epochs=2, batch=64, lr=1e-3)
 STRESS = {"stress-completer": "NeighbourCompleter", "stress-sequences": "Sequences"}
@@ -39,11 +39,10 @@ def learner(name: str, view: View, store: Store) -> Learner:
 
 @pytest.mark.parametrize("name", [*models.list_models(), *STRESS])
 def test_prediction_does_not_see_what_is_hidden(name: str, small: Phantom, view: View, shared_store: Store) -> None:
-    completes = models.card_of(name).task == "complete"
-    hide = Entries(0.3, seed=1) if completes else Everything()
+    genes = small.cohort.genes("common")
+    hide = {"complete": Entries(0.3, seed=1), "impute": Genes(genes[6:])}.get(models.card_of(name).task, Everything())
+    view = suited(name, view, small.cohort)
     holdout = Holdout(leave_one_out(small.cohort)[0], hide)
-    if completes:
-        view = replace(view, target=Target.preset("log1p-cpm"))
     made = []
     for cohort in (small.cohort, holdout.garble(small.cohort)):
         train, test = holdout.given(cohort)
@@ -76,13 +75,17 @@ def test_entries_hide_the_rate_asked_for(small: Phantom, rate: float) -> None:
     assert (section.spots.X.multiply(hidden)).nnz == hidden.nnz  # only measured entries
 
 
-def test_imputation_does_not_see_the_hidden_genes(small: Phantom) -> None:
+QUICKER = {"spage": "n_pv=4", "gimvi": "epochs=2", "tangram": "epochs=4", "anchors": "k_weight=5"}
+
+
+@pytest.mark.parametrize("name", list_imputers())
+def test_imputation_does_not_see_the_hidden_genes(name: str, small: Phantom) -> None:
     genes = tuple(small.cohort[0].genes[:6])
     holdout = Holdout(leave_one_out(small.cohort)[0], Genes(genes))
     made = []
     for cohort in (small.cohort, holdout.garble(small.cohort)):
         train, test = holdout.given(cohort)
-        made.append(Transfer(nearest_reference).fit(train).predict(test))
+        made.append(Transfer(f"{name}[{QUICKER.get(name, '')}]").fit(train).predict(test))
     assert np.array_equal(made[0].X, made[1].X)
     assert set(made[0].var_names) == set(genes)
 

@@ -15,7 +15,7 @@ from histoweave.data.image import SlideImage
 from histoweave.data.phantom import Phantom
 from histoweave.data.section import Cohort
 from histoweave.data.store import Store
-from histoweave.feed import Feed
+from histoweave.feed import Feed, Sequencing
 from histoweave.models import blank, card_of, create, describe, list_models, model_class, needs_of
 from histoweave.pp.counts import Target
 from histoweave.train import Learner, Recipe, load_predictor
@@ -44,30 +44,38 @@ GIVES = {
     Needs.POOLED: {"pooled"},
     Needs.ADJACENCY: {"adjacency"},
     Needs.ADJACENCY_RAW: {"adjacency_raw"},
+    Needs.SHARED: {"shared"},
+    Needs.REGION: {"region", "region_of", "patch_rc"},
     Needs.SEQ: {"seq"},
     Needs.WHOLE_SECTION: set(),
 }
 
 
-def suited(name: str, view: View) -> View:
-    """The view, with a target in which 0 is an entry that is missing for models that complete."""
-    completes = card_of(name).task == "complete"
-    return replace(view, target=Target.preset("log1p-cpm")) if completes else view
+def suited(name: str, view: View, cohort: Cohort) -> View:
+    """The view with what the task asks for: a target in which 0 is an entry that is missing, or genes to impute from."""
+    task, genes = card_of(name).task, cohort.genes("common")
+    if task == "complete":
+        return replace(view, target=Target.preset("log1p-cpm"))
+    if task == "impute":
+        return replace(view, target=Target.preset("share"), panel=f"list:{','.join(genes[6:])}", shared=genes[:6])
+    return view
 
 
 def feed_for(name: str, cohort: Cohort, view: View, store: Store) -> Feed:
     model = blank(name, model_class(name).tiny())
-    needs, view = model.needs, suited(name, view)
+    needs, view = model.needs, suited(name, view, cohort)
     features = view.embed(cohort, needs, store)
     zeros = card_of(name).task != "complete"
     hops = getattr(model, "hops", 1)
-    return Feed(view.fit(cohort, features), cohort, features, needs, hops=hops, zeros=zeros)
+    how = Sequencing(*getattr(model, "sequencing", ()))
+    return Feed(view.fit(cohort, features), cohort, features, needs, hops=hops, zeros=zeros, sequencing=how)
 
 
 def build(name: str, feed: Feed, *, dropout: bool = True) -> nn.Module:
     """The model at its tiny size, indexed."""
     torch.manual_seed(0)
-    module = create(name, Dims(genes=len(feed.view.genes), emb=feed.width), **model_class(name).tiny())
+    dims = Dims(genes=len(feed.view.genes), emb=feed.width, shared=len(feed.view.view.shared))
+    module = create(name, dims, **model_class(name).tiny())
     assert isinstance(module, nn.Module)
     if not dropout:
         for part in module.modules():
@@ -138,11 +146,16 @@ def test_evaluation_is_deterministic_and_ignores_batch_mates(
     feed = feed_for(name, small.cohort, view, shared_store)
     module = build(name, feed).eval()
     rows = torch.arange(0, feed.n, 5)
-    together, again = module(feed.batch(rows)), module(feed.batch(rows))
+    together, again = module(some(feed, rows)), module(some(feed, rows))
     assert torch.equal(together, again)
     if Needs.WHOLE_SECTION not in feed.needs and Needs.SEQ not in feed.needs:
         alone = torch.cat([module(feed.batch(rows[i : i + 1])) for i in range(len(rows))])
         torch.testing.assert_close(together, alone, atol=2e-5, rtol=2e-5)
+
+
+def some(feed: Feed, rows: Tensor) -> Batch:
+    """The batch of these rows; the first one for models of sequences, which only the feed can make."""
+    return next(feed.batches(64)) if Needs.SEQ in feed.needs else feed.batch(rows)
 
 
 def padded(batch: Batch) -> Batch:
@@ -176,13 +189,13 @@ def replace_fields(batch: Batch) -> Batch:
 def test_padding_does_not_matter(name: str, small: Phantom, view: View, shared_store: Store) -> None:
     feed = feed_for(name, small.cohort, view, shared_store)
     module = build(name, feed).eval()
-    batch = feed.batch(torch.arange(3, feed.n, 7))
+    batch = some(feed, torch.arange(3, feed.n, 7))
     torch.testing.assert_close(module(batch), module(padded(batch)), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_permuting_spots_permutes_predictions(name: str, small: Phantom, view: View, shared_store: Store) -> None:
-    learner = tiny_learner(name, view, shared_store).fit(small.cohort)
+    learner = tiny_learner(name, view, shared_store, small.cohort).fit(small.cohort)
     section = small.cohort[0]
     order = np.random.default_rng(0).permutation(section.n)
     moved = section.with_spots(section.spots[order].copy())
@@ -191,16 +204,16 @@ def test_permuting_spots_permutes_predictions(name: str, small: Phantom, view: V
     assert list(straight.obs_names[order]) == list(shuffled.obs_names)
 
 
-def tiny_learner(name: str, view: View, store: Store) -> Learner:
+def tiny_learner(name: str, view: View, store: Store, cohort: Cohort) -> Learner:
     recipe = Recipe(name="quick", args=model_class(name).tiny(), epochs=2, batch=64, lr=1e-3)
-    return Learner(name, suited(name, view), store, recipe=recipe)
+    return Learner(name, suited(name, view, cohort), store, recipe=recipe)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_save_and_load_give_the_same_predictions(
     name: str, small: Phantom, view: View, shared_store: Store, tmp_path: Path
 ) -> None:
-    fitted = tiny_learner(name, view, shared_store).fit(small.cohort)
+    fitted = tiny_learner(name, view, shared_store, small.cohort).fit(small.cohort)
     fitted.save(tmp_path / "model")
     loaded = load_predictor(tmp_path / "model", shared_store)
     before, after = fitted.predict(small.cohort), loaded.predict(small.cohort)
@@ -218,8 +231,8 @@ def test_sixteen_spots_can_be_learnt_by_heart(name: str, small: Phantom, view: V
     part = feed.only(chosen)
     module = build(name, feed, dropout=False).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
-    batch = next(part.batches(16))
-    spread = float(((batch.y - batch.y.mean(dim=0)) ** 2).mean())
+    batch = next(part.batches(16 if Needs.SEQ not in part.needs else 10_000))  # sequences of all regions
+    spread = float(((batch.y - batch.y.mean(dim=0)) ** 2)[batch.y_mask].mean())
     for _ in range(400):
         optimizer.zero_grad()
         module.loss(batch)[0].backward()
@@ -233,7 +246,7 @@ def error(module: nn.Module, batch: Batch) -> float:
     """Squared error in training mode: normalisation uses the batch, and trunks see turned windows, so it stays above 0."""
     with torch.no_grad():
         out: Tensor = module(batch)
-    return float(((out - batch.y) ** 2).mean())
+    return float(((out - batch.y) ** 2)[batch.y_mask].mean())
 
 
 @pytest.mark.parametrize("name", LOOKING_UP)
@@ -265,5 +278,5 @@ def test_retrieval_and_closed_form_use_the_expression(
 def test_an_image_model_names_the_sections_without_one(small: Phantom, view: View, shared_store: Store) -> None:
     bare = Cohort([replace(small.cohort[0], image=None), *small.cohort[1:]])
     with pytest.raises(ValueError, match=r"--sections with-image") as caught:
-        tiny_learner("ridge", view, shared_store).fit(bare)
+        tiny_learner("ridge", view, shared_store, bare).fit(bare)
     assert small.cohort[0].id in str(caught.value)

@@ -32,11 +32,13 @@ def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_are_complete() -> None:
     rows = catalog.datasets()
-    assert [row.name for row in rows] == ["her2st", "stnet", "scc", "visium-breast"]
+    assert [row.name for row in rows[:4]] == ["her2st", "stnet", "scc", "visium-breast"]
+    assert all(row.name.startswith("spared-") for row in rows[4:])
+    assert len({row.name for row in rows}) == len(rows) == 30
     for row in rows:
         assert row.licence
         assert row.citation
-        assert row.files
+        assert bool(row.files) != bool(row.by_hand)  # downloaded, or the way to get it is told
         assert len(set(row.patients)) == len(row.patients)
         assert all(file.url.startswith("https://") and file.filename for file in row.files)
         assert all(file.sha256 is None or len(file.sha256) == 64 for file in row.files)

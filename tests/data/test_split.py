@@ -49,6 +49,20 @@ def test_a_leak_names_the_patients() -> None:
         Split(train=(), test=("A1",)).check(cohort)
 
 
+def test_published_splits_by_section_say_so() -> None:
+    cohort = cohort_of(["A", "A", "B"])
+    split = Split(train=("A0", "B2"), test=("A1",), by="section", remarks=("and more",))
+    assert split.check(cohort) is split
+    assert split.notes[0].startswith("split by section") and split.notes[1:] == ("and more",)
+    assert Split(train=("A0",), test=("B2",)).notes == ()
+    with pytest.raises(SplitLeak, match=r"section\(s\) 'A1' are in both train and val"):
+        Split(train=("A0", "A1"), val=("A1",), test=("B2",), by="section").check(cohort)
+    with pytest.raises(SplitLeak, match="0 test"):
+        Split(train=("A0",), test=(), by="section").check(cohort)
+    with pytest.raises(ValueError, match=r"by='slide'; expected one of \('patient', 'section'\)"):
+        Split(train=("A0",), test=("A1",), by="slide")  # type: ignore[arg-type]
+
+
 def test_one_patient_cannot_be_split() -> None:
     with pytest.raises(SplitLeak, match="one patient only"):
         leave_one_out(cohort_of(["A", "A"]))

@@ -23,7 +23,7 @@ FLOORS = {
     "view": 5, "feed": 5, "models": 5,
     "train": 6,
     "bench": 7, "bio": 7,
-    "pl": 8, "report": 8, "export": 8, "inference": 8, "settings": 8,
+    "pl": 8, "report": 8, "export": 8, "inference": 8, "filling": 8, "settings": 8,
     "commands": 9, "demo": 9, "doctor": 9,
     "cli": 10, "__main__": 10,
 }  # fmt: skip

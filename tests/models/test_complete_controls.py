@@ -10,7 +10,7 @@ from tests.models.complete_feed import CompleteFeed, garbled, hard
 
 from histoweave.batch import Dims, Needs
 from histoweave.models import create, needs_of
-from histoweave.models.complete._masked import Normal, Pairs
+from histoweave.models.complete._masked import HIDDEN, Normal, Pairs, walk
 from histoweave.models.complete.controls import SlideMedian, SpotGene
 from histoweave.models.complete.low_rank import LowRank
 from histoweave.models.complete.ridge_visible import RidgeVisible
@@ -134,6 +134,22 @@ def test_moments_of_pairs_are_those_of_pandas() -> None:
     np.testing.assert_allclose(Normal.of(pairs.without(1)).mean, half.mean(), rtol=1e-6)
 
 
+def test_correlations_that_contradict_each_other_are_made_consistent() -> None:
+    r = torch.tensor([[1, 0.9, -0.9], [0.9, 1, 0.9], [-0.9, 0.9, 1]], dtype=torch.float64)
+    n = torch.full((1, 3, 3), 1e6, dtype=torch.float64)
+    assert torch.linalg.eigvalsh(r).min() < -0.5
+    normal = Normal.of(Pairs(n, 0 * n, n, r * n).total())
+    assert torch.linalg.eigvalsh(normal.correlation).min() > -1e-9
+    torch.testing.assert_close(normal.correlation.diagonal(), torch.ones(3, dtype=torch.float64))
+
+
+def test_choosing_hides_the_same_share_each_time() -> None:
+    feed = CompleteFeed(hidden=0.0)
+    first, second = (torch.cat([hide for *_, hide in walk(feed, Needs.NONE)]) for _ in range(2))
+    assert torch.equal(first, second) and first.shape == (feed.n, 25, 6)
+    assert float(first.float().mean()) == pytest.approx(HIDDEN, abs=0.02)
+
+
 def test_a_conditional_mean_is_the_textbooks() -> None:
     rng = np.random.default_rng(0)
     a = rng.normal(size=(5, 5))
@@ -196,6 +212,19 @@ def test_ridge_visible_against_a_loop_over_spots() -> None:
         torch.testing.assert_close(made[s], ((first + second) * a.sd + level).float(), rtol=1e-4, atol=1e-4)
 
 
+def test_ridge_visible_solves_the_normal_equations_of_each_gene() -> None:
+    model, feed = fitted("ridge-visible", components=(2,), ridges=(30.0,)), CompleteFeed()
+    assert isinstance(model, RidgeVisible)
+    a, pieces = model.around, list(model.around.walk(feed.reading(model.needs)))
+    x = torch.cat([a._inputs(piece) for piece in pieces]).double() / a.scale
+    y, measured = torch.cat([piece.y for piece in pieces]).double(), torch.cat([piece.measured for piece in pieces])
+    for g in range(6):
+        mine, truth = x[measured[:, g], g], y[measured[:, g], g]
+        penalty = torch.diag(torch.tensor([30.0, 1e-3, 30.0, 30.0]))
+        expected = torch.linalg.solve(mine.T @ mine + penalty, mine.T @ truth)
+        torch.testing.assert_close(a.coef[g].double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_ridge_visible_uses_genes_neighbours_and_section() -> None:
     """On expression that follows place, spot and section it beats every control that knows less."""
     train, test = CompleteFeed(sides=(12, 12, 12, 12)), CompleteFeed(sides=(12, 12, 12, 12), hidden=0.3, seed=4)
@@ -214,6 +243,7 @@ def test_penalties_and_sizes_are_checked() -> None:
         ("ridge-visible", {"ridges": ()}, r"ridges=\(\)"),
         ("ridge-visible", {"hops": 0}, r"hops=0"),
         ("low-rank", {"ranks": (0,)}, r"ranks=0"),
+        ("low-rank", {"ranks": ()}, r"ranks=\(\)"),
         ("low-rank", {"alphas": (float("nan"),)}, r"alphas="),
     ]:
         with pytest.raises(ValueError, match=message):

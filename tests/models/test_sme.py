@@ -77,7 +77,8 @@ def test_distance_alone_takes_the_six_nearest() -> None:
 def test_radius_is_in_pitches_and_the_legacy_unit_is_not(hexagonal: bool, expected: tuple[int, int]) -> None:
     batch = lattice(15, 15, hexagonal=hexagonal, step=37.0)
     assert batch.xy is not None
-    jitter = torch.randn(batch.xy.shape, generator=torch.Generator().manual_seed(1)) * 2.5  # 7 % of the pitch
+    jitter = torch.randn(batch.xy.shape, generator=torch.Generator().manual_seed(1))
+    jitter = jitter * 37 * (0.02 if hexagonal else 0.07)  # hand-aligned squares lie as far off as that
     turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]])
     places = [(batch.xy, (), expected[0]), (batch.xy @ turn + jitter, (), expected[0]), (batch.xy, "unit", expected[1])]
     for xy, legacy, count in places:

@@ -46,7 +46,7 @@ def pipe(table: pd.DataFrame) -> str:
 
 def notes(report: Report) -> list[str]:
     """What a reader must know before believing the numbers."""
-    found = []
+    found = [f"{note[0].upper()}{note[1:]}." for note in report.card.get("split_notes", ())]  # older runs have none
     patients = set(report.card["patients"].values())
     if report.card["protocol"] == "paper":
         found.append(

@@ -239,6 +239,11 @@ def fewer(panel: str, available: int) -> str:
     return f"{name}:{min(int(count), available)}"
 
 
+def shortened(search: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, dict[str, Sequence[Any]]]:
+    """The first two values of the first setting of every grid: enough for a dry run."""
+    return {model: {key: values[:2] for key, values in list(grid.items())[:1]} for model, grid in search.items()}
+
+
 def _suite(name: str, row: dict[str, Any]) -> Suite:
     ablations, sections = row.pop("ablations", {}), row.pop("published_sections", {})
     unknown = sorted(set(row) - {item.name for item in fields(Suite)})

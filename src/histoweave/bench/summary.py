@@ -223,6 +223,7 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
         controls_left_out=list(benchmark.left_out()),
         ensemble=benchmark.ensemble,
         folds={split.name: list(split.test) for split in benchmark.splits},
+        split_notes=list(dict.fromkeys(note for split in benchmark.splits for note in split.notes)),
         patients={section.id: section.patient for section in benchmark.cohort},
         top=lists,
     )

@@ -17,6 +17,7 @@ from histoweave.settings import (
     BenchSettings,
     CompleteSettings,
     FitSettings,
+    ImputeSettings,
     PredictSettings,
     RunSettings,
     choose_sections,
@@ -148,13 +149,39 @@ def complete(
 ) -> None:
     """Fill in what an assay dropped: fit a model on a cohort and complete its sections; measured values stay."""
     from histoweave.data.io import read_cohort
-    from histoweave.inference import complete as run
+    from histoweave.filling import complete as run
 
     with Bar() as bar:
         found = read_cohort(cohort, sections=_which(settings.sections))
         made = run(found, out, settings, progress=bar)
     measured = made.layers["measured"].nnz / (made.n_obs * made.n_vars)
     say(f"{made.n_obs} spots × {made.n_vars} genes, {measured:.0%} measured and kept, the others filled in: {out}")
+
+
+@app.command()
+@with_settings(ImputeSettings, fixed=("target", "panel"))
+def impute(
+    target: Annotated[str, typer.Argument(help="folder, samples.csv or .h5ad of the cells to impute for")],
+    out: Annotated[Path, typer.Option(help=".h5ad to write")],
+    origin: Annotated[str | None, typer.Option(help="cohort in which the missing genes are measured")] = None,
+    reference: Annotated[Path | None, typer.Option(help=".h5ad of single cells in which they are")] = None,
+    *,
+    settings: ImputeSettings,
+) -> None:
+    """Impute genes that a panel never measured, from other sections or single cells."""
+    from histoweave.data.io import read_cohort, read_reference
+    from histoweave.data.section import Cohort
+    from histoweave.filling import impute as run
+
+    if (origin is None) == (reference is None):
+        raise ValueError(
+            "give either --origin or --reference: sections or single cells with the genes that are missing"
+        )
+    known = read_cohort(origin) if origin else Cohort([read_reference(reference or "", settings.groups or None)])
+    found = read_cohort(target, sections=_which(settings.sections))
+    with Bar() as bar:
+        made, matched = run(found, known, out, settings, progress=bar)
+    say(f"{matched}; {made.n_obs} cells × {made.n_vars} genes, in {made.uns['histoweave']['units']}: {out}")
 
 
 @app.command()

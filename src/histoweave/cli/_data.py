@@ -15,11 +15,14 @@ data = typer.Typer(no_args_is_help=True, help="Public datasets: list, find, fetc
 
 @data.command("list")
 def list_rows(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """List the catalog."""
+    """List the catalog; with --json also citations, homepages and sides."""
     from histoweave.data.catalog import datasets
 
-    columns = ("name", "format", "patients", "sections", "licence", "citation")
-    print_table([asdict(row) for row in datasets()], as_json, "datasets", columns)
+    columns = ("name", "patients", "sections", "flags", "licence")
+    rows = [asdict(row) | {"scope": row.scope, "flags": list(row.flags)} for row in datasets()]
+    if not as_json:
+        rows = [row | {"patients": len(row["patients"]), "flags": "; ".join(row["flags"])} for row in rows]
+    print_table(rows, as_json, "datasets", columns)
 
 
 @data.command("fetch")

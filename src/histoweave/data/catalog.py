@@ -1,10 +1,11 @@
 """The public datasets that histoweave knows: where they are, under which licence, how they are read and split.
 
-``catalog.toml`` holds the rows. Nothing is downloaded unless `fetch` is called.
+``catalog.toml`` holds the rows, ``spared.toml`` those of SpaRED. Nothing is downloaded unless `fetch` is called.
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
 import gzip
 import logging
@@ -13,14 +14,15 @@ import shutil
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from histoweave.data import spared
+from histoweave.data.dataset import Dataset, RemoteFile
 from histoweave.data.io import Which, read_cohort, recognise
-from histoweave.data.io.st_legacy import LEADING, PatientRule, find_sections, patient_of
+from histoweave.data.io.st_legacy import LEADING, find_sections, patient_of
 from histoweave.data.section import Cohort, SectionError
 
 log = logging.getLogger(__name__)
@@ -37,64 +39,8 @@ class DatasetNotFound(FileNotFoundError):
     """A dataset of the catalog that is not on this machine; the message says how to get it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteFile:
-    """One file to download: into which folder of the dataset, and how it is unpacked."""
-
-    url: str
-    name: str = ""
-    into: str = ""
-    unpack: Literal["", "zip", "tar"] = ""
-    sha256: str | None = None
-
-    @property
-    def filename(self) -> str:
-        """Name on disk."""
-        return self.name or self.url.rsplit("/", 1)[-1]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dataset:
-    """One row of the catalog.
-
-    ``split`` is ``"leave-one-patient-out"``, ``"folds"`` (then ``folds`` lists the test patients of each) or
-    ``"external"`` (only for testing). ``overlaps`` says which patients of another dataset are the same person.
-    """
-
-    name: str
-    title: str
-    format: str
-    platform: str
-    organ: str
-    subtype: str
-    sections: int
-    patients: tuple[str, ...]
-    split: str
-    licence: str
-    citation: str
-    homepage: str
-    files: tuple[RemoteFile, ...]
-    doi: str = ""
-    spots: int | None = None
-    patient: str | None = None
-    patient_of: Mapping[str, str] = field(default_factory=dict)
-    folds: tuple[tuple[str, ...], ...] = ()
-    overlaps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    notes: str = ""
-
-    @property
-    def rule(self) -> PatientRule | None:
-        """How the patient follows from a section id, for `read_cohort`; None where the files name it."""
-        return self.patient_of or self.patient
-
-    @property
-    def fold_table(self) -> dict[str, list[str]]:
-        """The published folds as a table for `from_table`: name of the fold → test patients."""
-        return {f"fold {i}": list(patients) for i, patients in enumerate(self.folds, start=1)}
-
-
 def datasets() -> tuple[Dataset, ...]:
-    """All rows, in the order of the file.
+    """All rows, in the order of the files; those of SpaRED last.
 
     Raises
     ------
@@ -102,7 +48,7 @@ def datasets() -> tuple[Dataset, ...]:
         A row with an unknown entry.
     """
     text = resources.files("histoweave.data").joinpath("catalog.toml").read_text(encoding="utf-8")
-    return tuple(_dataset(name, row) for name, row in tomllib.loads(text).items())
+    return (*(_dataset(name, row) for name, row in tomllib.loads(text).items()), *spared.rows())
 
 
 def dataset(name: str) -> Dataset:
@@ -110,7 +56,12 @@ def dataset(name: str) -> Dataset:
     rows = {row.name: row for row in datasets()}
     if name not in rows:
         near = difflib.get_close_matches(name, rows, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, rows))}"
+        few = [other for other in rows if not other.startswith(spared.PREFIX)]
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"there are {', '.join(map(repr, few))}, and {len(rows) - len(few)} that begin with {spared.PREFIX!r}"
+        )
         raise UnknownDataset(f"dataset {name!r} is not in the catalog; {hint}")
     return rows[name]
 
@@ -135,23 +86,31 @@ def find(name: str, root: str | Path | None = None) -> Path:
     if root is not None and _filled(Path(root)) and _holds(row, Path(root)):
         return Path(root)
     looked = f"in '{base}'" if base else f"nowhere: ${ROOT_VARIABLE} is not set"
+    missing = f"dataset {name!r} is not on this machine (looked {looked})."
+    if not row.files:
+        raise DatasetNotFound(f"{missing} {_by_hand(row)}")
     raise DatasetNotFound(
-        f"dataset {name!r} is not on this machine (looked {looked}). With a network: `histoweave data fetch {name}`. "
+        f"{missing} With a network: `histoweave data fetch {name}`. "
         f"Without: get it from {row.homepage}, and set ${ROOT_VARIABLE} to the folder that holds '{name}', or give its "
         "path"
     )
 
 
 def load(name: str, root: str | Path | None = None, *, sections: Which = "all") -> Cohort:
-    """The sections of a dataset that is on this machine, with the patients of the catalog.
+    """The sections of a dataset that is on this machine, with the patients of the catalog (or of its samples.csv).
 
     Raises
     ------
     UnknownDataset, DatasetNotFound
         As `find`; and everything that `read_cohort` raises.
     """
-    row = dataset(name)
-    cohort = read_cohort(_content(find(name, root)), patient=row.rule, sections=sections)
+    row, content = dataset(name), _content(find(name, root))
+    rule = None if recognise(content) == "samples" else row.rule  # a samples.csv names its patients
+    cohort = read_cohort(content, patient=rule, sections=sections)
+    others = [id for id in cohort.ids if row.section_ids and id not in row.section_ids]
+    if others and len(others) < len(cohort):
+        log.info("dataset %r: sections %s are not of it and are left out", name, others)
+        cohort = cohort.subset([id for id in cohort.ids if id not in others])
     strange = sorted(set(cohort.patients) - set(row.patients))
     if strange:
         log.warning("dataset %r: patients %s are not those of the catalog", name, strange)
@@ -174,13 +133,14 @@ def fetch(name: str, root: str | Path | None = None, *, download: bool = True, p
     Raises
     ------
     DatasetNotFound
-        Not there and not to be downloaded, no place to put it, or a download that failed.
+        Not there and not to be downloaded (some sources have no files that can be read as they are: the message says
+        what to do by hand), no place to put it, or a download that failed.
     """
     row = dataset(name)
     try:
         return find(name, root)
     except DatasetNotFound:
-        if not download:
+        if not download or not row.files:
             raise
     base = root or os.environ.get(ROOT_VARIABLE)
     if not base:
@@ -205,6 +165,17 @@ def _dataset(name: str, row: dict[str, Any]) -> Dataset:
     return Dataset(name=name, files=files, folds=folds, patients=tuple(row.pop("patients")), **row)
 
 
+def _by_hand(row: Dataset) -> str:
+    """What to do where nothing can be downloaded as it is."""
+    return (
+        f"It cannot be fetched, because its archive needs work by hand: get it from {row.homepage} (licence: "
+        f"{row.licence}). {row.by_hand} Make one folder per section, '{row.name}/{row.section_ids[0]}' and so on for "
+        f"{', '.join(row.section_ids[1:])}, each with filtered_feature_bc_matrix.h5, the folder spatial and image.jpg "
+        f"or image.tif; or list the sections in '{row.name}/samples.csv' under these ids. Then set ${ROOT_VARIABLE} to "
+        f"the folder that holds '{row.name}'"
+    )
+
+
 def _filled(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
@@ -213,8 +184,14 @@ def _holds(row: Dataset, folder: Path) -> bool:
     """Whether a folder is the dataset itself, and not one that holds this and others."""
     content = _content(folder)
     try:
-        if recognise(content) != row.format:
+        kind = recognise(content)
+        if kind == "samples" and row.section_ids:
+            with (content / "samples.csv").open(encoding="utf-8-sig", newline="") as lines:
+                return any(line.get("id") in row.section_ids for line in csv.DictReader(lines))
+        if kind != row.format:
             return False
+        if row.section_ids:
+            return any((content / id).is_dir() for id in row.section_ids)
         if row.format != "st":
             return True
         return {patient_of(id, row.rule or LEADING) for id in find_sections(content)} <= set(row.patients)
@@ -230,7 +207,8 @@ def _content(folder: Path) -> Path:
 
 def _get(row: Dataset, remote: RemoteFile, folder: Path, *, progress: bool) -> None:
     """One file into its place. A marker says that it is complete, so that it is not fetched twice."""
-    done = folder / "downloads" / f"{remote.filename}.done"
+    downloads = folder / "downloads" / remote.into  # files of several sections can have one name
+    done = downloads / f"{remote.filename}.done"
     if done.is_file():
         return
     import pooch
@@ -243,7 +221,7 @@ def _get(row: Dataset, remote: RemoteFile, folder: Path, *, progress: bool) -> N
                 remote.url,
                 known_hash=known,
                 fname=remote.filename,
-                path=folder / "downloads",
+                path=downloads,
                 progressbar=progress and _has_tqdm(),
             )
         )

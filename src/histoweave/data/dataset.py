@@ -34,8 +34,8 @@ class Dataset:
     Attributes
     ----------
     split
-        ``"leave-one-patient-out"``, ``"folds"`` (then `folds` lists the test patients of each), ``"external"`` (only for
-        testing) or ``"sides"`` (then `sides` lists the sections of each).
+        ``"leave-one-patient-out"``, ``"folds"`` (then `folds` lists the test patients of each), ``"external"`` (only
+        for testing) or ``"sides"`` (then `sides` lists the sections of each).
     overlaps
         Which patients of another dataset are the same person (or slide).
     files, by_hand

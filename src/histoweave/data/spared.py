@@ -19,7 +19,9 @@ from histoweave.data.split import By, Split
 
 PREFIX = "spared-"
 SERIAL = "patients are serial numbers of capture slides, not people: one person can be on several slides"
-SELECTED = "validation-selected: no test split was published, and the sections scored are those the authors chose models on"
+SELECTED = (
+    "validation-selected: no test split was published, and the sections scored are those the authors chose models on"
+)
 
 
 @cache
@@ -50,7 +52,7 @@ def left_out(names: Iterable[str]) -> dict[str, str]:
         if len(there) == len(row.parts):
             why[row.name] = f"its slides are those of {' and '.join(row.parts)}"
         else:
-            why |= {part: f"its slides are among those of {row.name}" for part in there}
+            why |= dict.fromkeys(there, f"its slides are among those of {row.name}")
     return why
 
 
@@ -81,7 +83,7 @@ def _row(name: str, row: Mapping[str, Any], sources: Mapping[str, Mapping[str, A
 def _sides(
     name: str, given: Mapping[str, tuple[str, ...]], patients: Mapping[str, str], remarks: tuple[str, ...]
 ) -> Split:
-    """The sides of the paper; validation sections are scored where there are no others, and then choose nothing here."""
+    """The sides of the paper; validation sections are scored where there are no others, and then choose nothing."""
     who = [{patients[id] for id in side} for side in given.values()]
     apart: By = "patient" if sum(map(len, who)) == len(set.union(*who)) else "section"
     val, test = (given["val"], given["test"]) if given["test"] else ((), given["val"])

@@ -29,8 +29,8 @@ class Split:
     name
         What the fold is called in tables, usually the held-out patient.
     by
-        What may not stand on two sides. ``"section"`` is for published splits that put sections of one patient on several
-        sides by design: their scores say nothing of a new patient, and `notes` says so.
+        What may not stand on two sides. ``"section"`` is for published splits that put sections of one patient on
+        several sides by design: their scores say nothing of a new patient, and `notes` says so.
     remarks
         What else a reader must know of this split, in sentences.
     """

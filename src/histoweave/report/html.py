@@ -6,10 +6,7 @@ image inside them. Every name that comes from data is escaped, by jinja2 in the 
 
 from __future__ import annotations
 
-import base64
-import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,8 +14,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-from matplotlib import rc_context
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from histoweave import _keys as K
@@ -29,23 +25,12 @@ from histoweave.bio import read_signatures
 from histoweave.data._atomic import writing
 from histoweave.data.section import Cohort
 from histoweave.pl import Plate, ceiling_scatter, error_map, marker_map, patient_dots
-from histoweave.pl.maps import GROUND, INK, LINE, MUTED
-from histoweave.pl.scores import CONTROL, METHOD
 from histoweave.report import tables
 from histoweave.report.biology import biology_of
-from histoweave.report.findings import Biology
+from histoweave.report.completion import completion_of
+from histoweave.report.findings import Shot
 from histoweave.report.labels import Labels
-
-_DPI = 190  # of raster layers: about two image px per CSS px
-_JPEG = 85
-_THEME = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    LINE: "var(--line)",
-    GROUND: "var(--ground)",
-    METHOD: "var(--method)",
-    CONTROL: "var(--control)",
-}
+from histoweave.report.svg import inline_svg
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +144,9 @@ def write_html(
         error=_error(shown, best, here[0]) if here else None, best=best, trained=trained, folds=folds,
         genes=tables.gene_rows(report), models=report.models, controls=tables.controls(report),
         limit=MIN_RELIABILITY, facts=tables.fingerprint_rows(report), biology=living,
-        biology_drawings=_biology_drawings(living),
+        biology_drawings=_drawings("bio", living.shots), against=tables.against(report),
+        main=tables.main_name(report), tested=tables.tested(report),
+        completed=_drawings("completion", completion_of(report, shown.predictions(), shown.plate, here[0] if here else None)),
     )  # fmt: skip
     path = report.folder / "report.html"
     with writing(path) as file:
@@ -212,15 +199,16 @@ def _choose_section(report: Report, cohort: Cohort | None, genes: Sequence[str],
 
 def _dots(report: Report) -> Drawing:
     values = tables.by_patient(report)
-    reference = "ridge" if "ridge" in values.columns else None
+    against, metric = tables.against(report), tables.main_name(report)
+    reference = against if against in values.columns else None
     n = len(values)
     caption = (
-        f"PCC of each of {n} patients (dots; a patient keeps its height within every line) and the mean over them (bar). "
-        "Grey: controls." + (" Dashed: mean of ridge." if reference else "")
+        f"{metric} of each of {n} patients (dots; a patient keeps its height within every line) and the mean over them (bar). "
+        "Grey: controls." + (f" Dashed: mean of {reference}." if reference else "")
     )
     means = "; ".join(f"{model} {tables.number(mean)}" for model, mean in values.mean().items())
-    figure = patient_dots(values, controls=tables.controls(report), reference=reference)
-    return _drawing(figure, "dots", caption, f"Dot plot of PCC per patient and model. Means: {means}.")
+    figure = patient_dots(values, controls=tables.controls(report), reference=reference, metric=metric)
+    return _drawing(figure, "dots", caption, f"Dot plot of {metric} per patient and model. Means: {means}.")
 
 
 def _ceiling(report: Report, best: str, marked: Sequence[str]) -> Drawing | None:
@@ -281,68 +269,9 @@ def _error(shown: Shown, model: str, gene: str) -> Drawing | None:
     )
 
 
-def _biology_drawings(found: Biology) -> list[Drawing]:
-    return [_drawing(one.figure, f"bio-{one.name}", one.caption, one.alt) for one in found.shots]
+def _drawings(part: str, shots: Sequence[Shot]) -> list[Drawing]:
+    return [_drawing(one.figure, f"{part}-{one.name}", one.caption, one.alt) for one in shots]
 
 
 def _drawing(figure: Figure, name: str, caption: str, alt: str) -> Drawing:
     return Drawing(inline_svg(figure, name, alt), caption)
-
-
-def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
-    """A figure as an SVG element for the inside of a page.
-
-    Parameters
-    ----------
-    name
-        Put before every id, so that the figures of a page do not meet; the same name and figure give the same text.
-    alt
-        What the figure shows, for those who do not see it.
-    """
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "svg.image_inline": True}):
-        figure.savefig(buffer, format="svg", dpi=_DPI, transparent=False, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    opening, _, body = text.partition(">")
-    box = re.search(r'viewBox="[^"]+"', opening)
-    # The style of a figure would be the style of the page; its two rules stand in the template.
-    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'data:image/png;base64,([^"]+)', _lean, body)
-    body = _in_tags(body, lambda tag: _themed(tag, name))
-    assert box is not None
-    wide = figure.get_figwidth() * 96
-    return Markup(
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} '
-        f'style="width:{wide:.0f}px" role="img" aria-label="{escape(alt)}">{body}'
-    )
-
-
-def _in_tags(text: str, change: Callable[[str], str]) -> str:
-    """Text with its tags changed; what stands between them is left as it is."""
-    return re.sub(r"<[^<>]+>", lambda match: change(match[0]), text)
-
-
-def _themed(tag: str, name: str) -> str:
-    """A tag with the page's colours and fonts in place of the figure's, and with ids of its own."""
-    tag = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag)
-    tag = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", tag)
-    return re.sub(r"#[0-9a-f]{6}", lambda match: _THEME.get(match[0], match[0]), tag)
-
-
-def _lean(match: re.Match[str]) -> str:
-    """An embedded PNG in fewer bytes: a photograph as JPEG, spots (which have transparency) as lossless WebP."""
-    from PIL import Image
-
-    raw = base64.b64decode(match[1])
-    lean = io.BytesIO()
-    with Image.open(io.BytesIO(raw)) as image:
-        if "A" in image.getbands() and image.getchannel("A").getextrema() != (255, 255):
-            kind = "webp"
-            image.save(lean, "WEBP", lossless=True, quality=60, method=2)
-        else:
-            kind = "jpeg"
-            image.convert("RGB").save(lean, "JPEG", quality=_JPEG, optimize=True)
-    if lean.tell() >= len(raw):
-        return match[0]
-    return f"data:image/{kind};base64," + base64.b64encode(lean.getvalue()).decode("ascii")

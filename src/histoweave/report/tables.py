@@ -17,6 +17,9 @@ NAMES = {
     "pcc": "PCC", "pcc_reliable": "PCC reliable genes", "pcc_of_ceiling": "PCC / ceiling",
     "pcc_50": "PCC-50", "spearman": "Spearman", "mse": "MSE", "mse_offset": "MSE offset",
     "mse_pattern": "MSE pattern", "mae": "MAE", "r2": "R²", "pcc_pooled": "PCC pooled", "pcc_h_paper": "PCC(H) paper",
+    "mse_entries": "MSE over entries", "deviance": "deviance", "deviance_explained": "deviance explained",
+    "mse_measured": "MSE measured", "pcc_measured": "PCC measured", "spearman_bins": "Spearman of bins",
+    "spearman_all_bins": "Spearman of all bins",
 }  # fmt: skip
 PROVENANCE = ("encoder", "init", "trunk", "parameters", "recipe", "inner split", "standardize")
 MOST_GENES = 50
@@ -95,9 +98,30 @@ def _thousands(value: Any) -> str:
     return f"{value:,}".replace(",", " ") if isinstance(value, int | np.integer) else str(value)
 
 
+def main_metric(report: Report) -> str:
+    """The metric of the figures: correlation, or what stands for it where counts are scored. More is better."""
+    return "pcc" if "pcc" in set(report.rows["metric"]) else "deviance_explained"
+
+
+def main_name(report: Report) -> str:
+    """The name of that metric."""
+    return NAMES[main_metric(report)]
+
+
+def against(report: Report) -> str:
+    """The model that every other one is tested against; "ridge" where there was no test."""
+    return str(report.tests["reference"].iloc[0]) if len(report.tests) and "reference" in report.tests else "ridge"
+
+
+def tested(report: Report) -> str:
+    """The name of the metric of the test."""
+    metric = str(report.tests["metric"].iloc[0]) if len(report.tests) and "metric" in report.tests else "pcc"
+    return NAMES.get(metric, metric)
+
+
 def by_patient(report: Report) -> pd.DataFrame:
-    """Patients × models: PCC, averaged over genes, sections and seeds in that order."""
-    rows = report.rows[report.rows["metric"] == "pcc"]
+    """Patients × models: the main metric, averaged over genes, sections and seeds in that order."""
+    rows = report.rows[report.rows["metric"] == main_metric(report)]
     for keys in (["model", "seed", "patient", "section", "fold"], ["model", "seed", "patient"], ["model", "patient"]):
         rows = rows.groupby(keys, sort=False, observed=True)["value"].mean().reset_index()
     wide = rows.pivot(index="patient", columns="model", values="value")
@@ -106,8 +130,8 @@ def by_patient(report: Report) -> pd.DataFrame:
 
 
 def by_gene(report: Report) -> pd.DataFrame:
-    """Genes × models: PCC, averaged over the sections (and seeds) of a patient, then over patients."""
-    rows = report.rows[report.rows["metric"] == "pcc"]
+    """Genes × models: the main metric, averaged over the sections (and seeds) of a patient, then over patients."""
+    rows = report.rows[report.rows["metric"] == main_metric(report)]
     patient = rows.groupby(["gene", "model", "patient"], sort=False, observed=True)["value"].mean()
     wide = patient.groupby(["gene", "model"], sort=False, observed=True).mean().unstack("model")
     return wide.reindex(index=pd.unique(rows["gene"]), columns=report.models)
@@ -197,6 +221,8 @@ def hidden(report: Report) -> str:
         return "all expression of the test patients; models are given their images and positions"
     if how.startswith("Entries"):
         return f"entries (spot, gene) of the test sections: {how}"
+    if how.startswith("Thin"):
+        return f"a share of the transcripts of the test sections: {how}"
     if how.startswith("Genes"):
         return f"whole genes of the test sections: {how}"
     return "expression on the test side of each fold"

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from histoweave.batch import Batch
+from histoweave.batch import Batch, Needs
 from histoweave.feed import Feed
 from histoweave.train.recipe import Recipe
 
@@ -135,7 +135,7 @@ def _batches(train: Feed, recipe: Recipe, order: torch.Generator) -> Iterator[Ba
 @torch.no_grad()
 def evaluate(module: Any, feed: Feed, batch: int) -> dict[str, float]:
     """Within-section Pearson correlation (mean over genes, then sections) and squared error of a feed's spots."""
-    prediction, y, mask, section = predictions(module, feed, batch)
+    prediction, y, mask, section, _ = predictions(module, feed, batch)
     if not mask.any():
         raise ValueError("none of the spots that decide when to stop has counts in the panel; leave their sections out")
     error = ((prediction - y) ** 2)[mask].mean()
@@ -157,25 +157,44 @@ def within(p: Tensor, y: Tensor, mask: Tensor) -> float:
     return float(r[told].mean()) if told.any() else math.nan
 
 
+class Predicted(NamedTuple):
+    """What a model says of the spots of a feed, in order: (n, g) each, but for section (n,).
+
+    `spread` is the standard deviation over the occurrences of a spot, for models that see spots repeatedly; else None.
+    """
+
+    values: Tensor
+    y: Tensor
+    mask: Tensor
+    section: Tensor
+    spread: Tensor | None
+
+
 @torch.no_grad()
-def predictions(module: Any, feed: Feed, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Prediction, target, mask (n, g) and section (n,) of the feed's spots, in order; repeats of a spot are averaged."""
+def predictions(module: Any, feed: Feed, batch: int) -> Predicted:
+    """Predictions of the feed's spots; those of a spot that occurs repeatedly are averaged by exact sums and counts."""
     module.eval()
-    size = feed.n_total
+    size, repeats = feed.n_total, Needs.SEQ in feed.needs
     made: Tensor | None = None
+    square: Tensor | None = None
     count = torch.zeros(size, dtype=torch.float64, device=feed.device)
     y, mask, section = None, None, torch.zeros(size, dtype=torch.long, device=feed.device)
     for part in feed.batches(batch):
         out = module(part).double()  # (b, g)
         if made is None or y is None or mask is None:
             made = torch.zeros(size, out.shape[1], dtype=torch.float64, device=feed.device)
+            square = torch.zeros_like(made) if repeats else None
             y, mask = torch.zeros_like(made, dtype=torch.float32), torch.zeros_like(made, dtype=torch.bool)
         made.index_add_(0, part.spot, out)
+        if square is not None:
+            square.index_add_(0, part.spot, out.square())
         count.index_add_(0, part.spot, torch.ones_like(part.spot, dtype=torch.float64))
         y[part.spot], mask[part.spot], section[part.spot] = part.y, part.y_mask, part.section
     assert made is not None and y is not None and mask is not None
     rows = count > 0
-    return (made[rows] / count[rows, None]).float(), y[rows], mask[rows], section[rows]
+    mean = made[rows] / count[rows, None]
+    spread = None if square is None else (square[rows] / count[rows, None] - mean.square()).clamp(min=0).sqrt().float()
+    return Predicted(mean.float(), y[rows], mask[rows], section[rows], spread)
 
 
 def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

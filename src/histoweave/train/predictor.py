@@ -195,8 +195,12 @@ class Learner:
             part = section if len(rows) == section.n else section.with_spots(section.spots[rows].copy())
             taken = {id: found.take(rows) for id, found in features.items()} if part is not section else features
             feed = self._feed(Cohort([part]), taken)
-            made = predictions(module, feed, self.recipe.batch)[0].cpu().numpy()
-            yield self._table(part, made if fitted.center is None else made + fitted.center, core)
+            found = predictions(module, feed, self.recipe.batch)
+            made = found.values.cpu().numpy()
+            table = self._table(part, made if fitted.center is None else made + fitted.center, core)
+            if found.spread is not None:
+                table.layers[K.SPREAD] = found.spread.cpu().numpy()[core]
+            yield table
 
     @torch.no_grad()
     def stage(self, cohort: Cohort) -> Features:

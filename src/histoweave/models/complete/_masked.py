@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from histoweave.batch import Batch, FeedLike, Needs
+from histoweave.models._checks import at_least
 
 WALK = 1024  # spots per step when the feed is walked: the neighbours' genes are held at once
 HIDDEN = 0.3  # share of entries that is hidden while something is chosen, as in the validation of other completers
@@ -78,6 +79,13 @@ def above_zero(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
     if not values or not all(0 < value < float("inf") for value in values):
         raise ValueError(f"{name}={values!r}; expected one or more finite numbers above 0")
     return tuple(values)
+
+
+def whole_numbers(name: str, values: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes to choose from, when there are some and all are whole numbers of 1 or more."""
+    if not values:
+        raise ValueError(f"{name}={values!r}; expected one or more whole numbers of 1 or more")
+    return tuple(at_least(name, value, 1) for value in values)
 
 
 class Normal(NamedTuple):

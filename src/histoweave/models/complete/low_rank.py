@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from histoweave.batch import Batch, Card, Dims, FeedLike, Needs
-from histoweave.models._checks import at_least, given
+from histoweave.models._checks import given
 from histoweave.models._losses import masked_mse
-from histoweave.models.complete._masked import CHOOSING, Normal, Pairs, above_zero, walk
+from histoweave.models.complete._masked import CHOOSING, Normal, Pairs, above_zero, walk, whole_numbers
 
 
 class LowRank(nn.Module):
@@ -53,7 +53,7 @@ class LowRank(nn.Module):
         alphas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0),
     ) -> None:
         super().__init__()
-        self.ranks = sorted({min(at_least("ranks", rank, 1), dims.genes) for rank in ranks})
+        self.ranks = sorted({min(rank, dims.genes) for rank in whole_numbers("ranks", ranks)})
         self.alphas = above_zero("alphas", alphas)
         self.register_buffer("mean", torch.zeros(dims.genes))
         self.register_buffer("axes", torch.zeros(dims.genes, 1))

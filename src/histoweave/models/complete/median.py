@@ -25,7 +25,8 @@ class Median(nn.Module):
 
     card: ClassVar[Card] = Card(
         title="Adaptive median",
-        citation="SpaRED: Spatially Resolved Expression Database; completion by the median of neighbours.",
+        citation="Mejia G, Ruiz D, Cárdenas P, et al. Enhancing gene expression prediction from histology images with "
+        "spatial transcriptomics completion. MICCAI 2024 (the median that SpaCKLE is compared with).",
         task="complete",
         learns="none",
     )

@@ -11,7 +11,7 @@ from histoweave.batch import Batch, Card, Dims, FeedLike, Needs
 from histoweave.models._checks import at_least
 from histoweave.models._losses import masked_mse
 from histoweave.models.complete._around import NEEDS, Around, Piece
-from histoweave.models.complete._masked import CHOOSING, Normal, Pairs, above_zero
+from histoweave.models.complete._masked import CHOOSING, Normal, Pairs, above_zero, whole_numbers
 
 
 class RidgeVisible(nn.Module):
@@ -38,12 +38,13 @@ class RidgeVisible(nn.Module):
 
     Notes
     -----
-    Penalties and components are those of the smallest squared error over the inner folds, with 30 % of the entries hidden: of the
-    neighbours when inputs are made, and of the spot when the second part is tried. Correlations are taken over the spots
-    that have both genes of a pair measured, shrunk for pairs of few spots. Time grows as g³ per spot.
+    Penalties and components are those of the smallest squared error over the inner folds, with 30 % of the entries
+    hidden: of section and neighbours when inputs are made, and of the spot when the second part is tried. Correlations
+    are taken over the spots that have both genes of a pair measured, shrunk for pairs of few spots. Time grows as g³ per
+    spot.
 
-    For an entry that is visible the prediction uses its value, as part of what is visible; it is that of an unseen entry
-    that knows nothing of itself. Where a section is cut into regions, "the section" is the region.
+    An unseen entry is predicted without its own value. The prediction for a visible entry uses it, as it uses all that
+    is visible; callers keep the measured value there.
     """
 
     card: ClassVar[Card] = Card(
@@ -71,8 +72,8 @@ class RidgeVisible(nn.Module):
         super().__init__()
         self.hops, g = at_least("hops", hops, 1), dims.genes
         self.alphas = above_zero("alphas", alphas)
-        many = tuple(at_least("components", p, 1) for p in components)
-        self.around = Around(g, components=many, ridges=above_zero("ridges", ridges))
+        many, ridges = whole_numbers("components", components), above_zero("ridges", ridges)
+        self.around = Around(g, components=many, ridges=ridges)
         self.register_buffer("mean", torch.zeros(g, dtype=torch.float64))
         self.register_buffer("sd", torch.zeros(g, dtype=torch.float64))
         self.register_buffer("correlation", torch.eye(g, dtype=torch.float64))

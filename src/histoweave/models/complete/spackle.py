@@ -18,11 +18,12 @@ from histoweave.models._checks import at_least, given, one_of
 from histoweave.models._losses import masked_mse
 
 WALK = 512  # spots per step when the feed is walked: the neighbours of each come with it
+SHRINK = 0.3
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"channels": "value", "objective": "all", "drop_filled": 0.0, "standardize": False, "norm": "post"}
-    | {"skip": False},
+    | {"rule": "all", "skip": False, "local": False},
     "plus": {"channels": "mask", "objective": "centre", "drop_filled": 1.0, "standardize": True, "norm": "pre"}
-    | {"skip": True},
+    | {"rule": "measured", "skip": True, "local": True},
 }
 CHOICES = {
     "preset": tuple(PRESETS),
@@ -113,33 +114,35 @@ class Spackle(nn.Module):
         dropout: float = 0.1,
         hops: int = 2,
         rate: float = 0.3,
-        rule: Literal["all", "measured"] = "all",
+        rule: Literal["all", "measured"] | None = None,
         objective: Literal["all", "masked", "centre"] | None = None,
         drop_filled: float | None = None,
         channels: Literal["value", "mask"] | None = None,
         standardize: bool | None = None,
         norm: Literal["post", "pre"] | None = None,
         skip: bool | None = None,
+        local: bool | None = None,
         image: bool = False,
         legacy: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
-        chosen = {"objective": objective, "drop_filled": drop_filled, "channels": channels, "standardize": standardize}
-        chosen |= {"norm": norm, "skip": skip}
+        chosen: dict[str, Any] = {"objective": objective, "drop_filled": drop_filled, "channels": channels}
+        chosen |= {"rule": rule, "standardize": standardize, "norm": norm, "skip": skip, "local": local}
         own = {key: value for key, value in chosen.items() if value is not None}
         chosen = PRESETS[one_of("preset", preset, CHOICES["preset"])] | own
         self.legacy = (legacy,) if isinstance(legacy, str) else tuple(legacy)
-        named = [("rule", rule), *((key, chosen[key]) for key in ("objective", "channels", "norm"))]
+        named = [(key, chosen[key]) for key in ("rule", "objective", "channels", "norm")]
         for name, value in named + [("legacy", defect) for defect in self.legacy]:
             one_of(name, value, CHOICES[name])
         self.drop_filled, self.standardize = float(chosen["drop_filled"]), bool(chosen["standardize"])
         if not 0 < rate <= 1 or not 0 <= self.drop_filled <= 1:
             raise ValueError(f"rate={rate}, drop_filled={self.drop_filled}: expected shares, and a rate above 0")
-        self.rate, self.rule, self.objective = float(rate), rule, chosen["objective"]
+        self.rate, self.rule, self.objective = float(rate), chosen["rule"], chosen["objective"]
         self.marked, self.over_batch = chosen["channels"] == "mask", "batch-axis" in self.legacy
-        if self.over_batch and chosen["skip"]:
+        self.local = bool(chosen["local"])
+        if self.over_batch and self.local:
             raise ValueError(
-                "legacy='batch-axis' keeps neighbours from the centre, skip=True lets them in: turn one off"
+                "legacy='batch-axis' keeps neighbours from the centre, local=True lets them in: turn one off"
             )
         self.hops = self.halo = at_least("hops", hops, 1)
         self.fills = self.objective == "all" or self.drop_filled < 1  # whether training has a use for medians
@@ -153,7 +156,7 @@ class Spackle(nn.Module):
         self.layers = nn.ModuleList(_Layer(*sizes, before=before) for _ in range(at_least("depth", depth, 1)))
         self.norm = nn.LayerNorm(width) if before else nn.Identity()
         self.drop = nn.Linear(width, dims.genes)
-        self.skip = nn.Linear((2 + self.marked) * dims.genes, dims.genes, bias=False) if chosen["skip"] else None
+        self.skip = nn.Linear(self.lift.in_features, dims.genes, bias=False) if chosen["skip"] else None
         if self.skip is not None:
             nn.init.zeros_(self.skip.weight)
         self.register_buffer("mean", torch.zeros(dims.genes))
@@ -209,12 +212,12 @@ class Spackle(nn.Module):
         if self.over_batch and centre:  # the other slots never reach it
             values, shown, known, there = (part[:, :1] for part in (values, shown, known, there))
         x = torch.where(shown, (values - self.mean) / self.sd, 0.0)
+        base = x[:, :1] * 0
+        if self.local:
+            base = x[:, 1:].sum(dim=1, keepdim=True) / (SHRINK + shown[:, 1:].sum(dim=1, keepdim=True))
+            x = torch.where(shown, x - base, 0.0)
         first = torch.cumsum(there.sum(dim=1), dim=0) - there.sum(dim=1)  # (b,): where the centres stand among n
         own = (torch.cat([x, known.to(x.dtype)], dim=-1) if self.marked else x)[there]  # (n, g or 2 g)
-        past: Tensor | float = 0.0
-        if self.skip is not None:
-            around = _others(x, shown, there, centre=centre)
-            past = self.skip(torch.cat([own[first] if centre else own, around], dim=-1))  # (n or b, g)
         x = self.lift(own)  # (n, d)
         if self.image is not None:
             x = x.index_add(0, first, self.image(given(batch.emb, "emb")))
@@ -222,12 +225,16 @@ class Spackle(nn.Module):
         for i, layer in enumerate(self.layers):
             last = centre and i == len(self.layers) - 1 and not self.over_batch
             x = layer(x, cell, keys, first if last else None)
-        return (self.drop(self.norm(x)) + past) * self.sd + self.mean
+        made = self.drop(self.norm(x))
+        if self.skip is not None:
+            made = made + self.skip(own[first] if centre else own)
+        base = base[:, 0] if centre else base.expand_as(values)[there]
+        return (made + base) * self.sd + self.mean
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
         """Arguments of a small model with every part."""
-        return {"width": 32, "hidden": 64}
+        return {"preset": "plus", "objective": "all", "width": 32, "hidden": 64}
 
 
 def _there(seen: Tensor) -> Tensor:
@@ -235,17 +242,6 @@ def _there(seen: Tensor) -> Tensor:
     there = seen.any(dim=-1)
     there[:, 0] = True
     return there
-
-
-def _others(x: Tensor, shown: Tensor, there: Tensor, *, centre: bool) -> Tensor:
-    """Mean over the other slots of what they show, shrunk as by one more of 0, for the tokens `there` or the centre.
-
-    x, shown : (b, t, g); there : (b, t). Gives (n, g), or (b, g) for the centre.
-    """
-    if centre:
-        return x[:, 1:].sum(dim=1) / (1 + shown[:, 1:].sum(dim=1))
-    mean = (x.sum(dim=1, keepdim=True) - x) / (1 + shown.sum(dim=1, keepdim=True) - shown.long())
-    return mean[there]
 
 
 def _sequences(there: Tensor, *, over_batch: bool) -> tuple[Tensor, Tensor]:

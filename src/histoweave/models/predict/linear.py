@@ -69,7 +69,7 @@ class _PerGene(nn.Module):
     def choose(self, feed: FeedLike) -> None:
         """Takes each gene's penalty by its squared error on the spots of a feed, of the paths that `index` fitted."""
         if self._fitted is None:
-            raise ValueError("penalties are chosen among those that were fitted, and nothing was; call index(feed) first")
+            raise ValueError("penalties are chosen among those fitted, and nothing was; call index(feed) first")
         one_fold = torch.zeros(feed.n, dtype=torch.long, device=self.coef.device)
         self._take(squared_error(self._fitted[0], Moments.stream(self._walk(feed, one_fold))).argmin(dim=0))
 

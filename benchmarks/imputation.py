@@ -1,0 +1,155 @@
+"""Imputation on real Xenium counts: two bands of one section of human pancreas, from A to B and from B to A.
+
+    python -m benchmarks.imputation run|page [--work DIR] [--genes 50,100,150,200] [--models NAMES] [--seeds N] [--threads N]
+
+``run`` fits and scores every method for every number of shared genes in both directions, and goes on where it stopped;
+``page`` writes ``benchmarks/results/imputation-xenium.md`` from what is there.
+
+The bands are neighbours, A above B. 500 µm between them are left out, half on either side. It is one slide of
+fluorescence: nothing here is about H&E, other samples or other patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+
+from histoweave._repro import fingerprint
+from histoweave.bench.markdown import pipe
+from histoweave.bench.summary import Report
+from histoweave.commands import bench
+from histoweave.data.io import read_cohort
+from histoweave.data.section import Cohort, Section
+from histoweave.data.split import Split
+from histoweave.report import write_html
+from histoweave.settings import BenchSettings
+
+RESULTS = Path(__file__).parent / "results"
+NAME = "imputation-xenium"
+GUARD_UM, BAND_PX = 500.0, 2295
+PART_PX = (5000, 11000)  # of the bands' 17,078 px in x: what a machine without an accelerator gets through
+SHARED = (50, 100, 150, 200)
+COMMON = 200  # genes imputed at every number of shared genes are those after the first 200
+METHODS = "spage,anchors,gimvi[epochs=20],tangram[mode=cells,epochs=200],xmint,xmint[image=off]"
+CONTROLS = "gene-mean,knn-expression,ridge-expression,pca-knn"
+
+
+def bands() -> Cohort:
+    """Both bands without the guard strip between them, and within `PART_PX`."""
+    root = Path(os.environ.get("HISTOWEAVE_DATA", "../shared/data")) / "xenium_pancreas"
+    return Cohort(_trimmed(read_cohort(str(root / f"{name}.h5ad"))[0], name, root) for name in "AB")
+
+
+def _trimmed(section: Section, name: str, root: Path) -> Section:
+    from histoweave.data.image import SlideImage
+
+    assert section.um_per_px is not None
+    half = GUARD_UM / 2 / section.um_per_px
+    x, y = section.xy.T
+    keep = (x >= PART_PX[0]) & (x < PART_PX[1]) & ((y < BAND_PX - half) if name == "A" else (y >= half))
+    image = SlideImage.open(root / f"{name}.jpg", section.um_per_px)
+    return replace(section.with_spots(section.spots[keep].copy()), id=name, patient="pancreas", image=image)
+
+
+def directions() -> list[Split]:
+    """A → B and B → A; both bands are of one patient, which these splits say."""
+    return [Split(train=(a,), test=(b,), name=f"{a} → {b}", by="section") for a, b in (("A", "B"), ("B", "A"))]
+
+
+def run(work: Path, genes: list[int], models: str, seeds: int, threads: int | None) -> None:
+    """Every method for every number of shared genes, in both directions."""
+    cohort = bands()
+    for m in genes:
+        how = BenchSettings(
+            models=models, controls=CONTROLS, hide=f"genes:first:{m}", recipe="cpu", seeds=seeds, threads=threads,
+            store=str(work / "store"), max_hours=1000, name=f"xenium pancreas, {m} shared genes",
+        )  # fmt: skip
+        report = bench(cohort, work / f"m{m}", how, splits=tuple(directions()), say=print)
+        write_html(report, cohort)
+
+
+def page(work: Path, genes: list[int]) -> None:
+    """The page, from what was run."""
+    reports = {m: Report.read(work / f"m{m}") for m in genes if (work / f"m{m}" / "run.json").exists()}
+    cohort = bands()
+    lines = [
+        "# Imputation on Xenium: two bands of one section",
+        "",
+        f"`python -m benchmarks.imputation run`, {date.today()}, {os.cpu_count()} cores, "
+        f"torch {fingerprint()['versions']['torch']}.",
+        "",
+        f"10x Xenium, human pancreas, 377 genes; {', '.join(f'band {s.id}: {s.n} cells' for s in cohort)} in a part of "
+        f"{(PART_PX[1] - PART_PX[0]) * 0.425 / 1000:.1f} mm, {GUARD_UM:g} µm between the bands left out. **One slide, "
+        "fluorescence**: nothing here is about H&E, other samples or other patients, and two directions of one pair of "
+        "bands rank nothing. Shared genes are the first m of the panel, which is in alphabetical order: one arbitrary draw.",
+        "",
+        "Spearman correlation per gene over bins of 54 µm with 10 cells or more, of expression over its sum over the imputed "
+        f"genes; mean over the {377 - COMMON} genes that are imputed at every m, then over both directions and the seeds.",
+        "",
+        "## Genes imputed at every number of shared genes",
+        "",
+        pipe(_table(reports, "spearman_bins", common=True)),
+        "",
+        "## All imputed genes",
+        "",
+        pipe(_table(reports, "spearman_bins", common=False)),
+        "",
+        "## Per cell: Pearson correlation, genes imputed at every m",
+        "",
+        pipe(_table(reports, "pcc", common=True)),
+        "",
+        *_recipes(reports),
+    ]
+    (RESULTS / f"{NAME}.md").write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+def _table(reports: dict[int, Report], metric: str, *, common: bool) -> pd.DataFrame:
+    """Models × numbers of shared genes: mean over genes, directions and seeds ± spread over directions and seeds."""
+    columns = {}
+    for m, report in reports.items():
+        rows = report.rows[report.rows["metric"] == metric]
+        if common:
+            always = set(rows["gene"]) & set.intersection(*(set(r.rows["gene"]) for r in reports.values()))
+            rows = rows[rows["gene"].isin(always)]
+        runs = rows.groupby(["model", "seed", "fold"])["value"].mean()
+        mean, sd = runs.groupby("model").mean(), runs.groupby("model").std(ddof=0)
+        columns[f"m = {m}"] = {model: f"{mean[model]:.3f} ± {sd[model]:.3f}" for model in report.models}
+    return pd.DataFrame(columns).rename_axis("model")
+
+
+def _recipes(reports: dict[int, Report]) -> list[str]:
+    """What every trained model was given."""
+    last = next(iter(reports.values()))
+    lines = ["## How they were run", ""]
+    for model in last.models:
+        card = next(c for c in last.cells if c["model"] == model)
+        history = f", {len(card['history'])} epochs" if card["history"] else ""
+        lines.append(f"- `{model}`: {card['parameters']:,} parameters{history}, arguments {card['args']}")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "page"])
+    parser.add_argument("--work", type=Path, default=Path("runs/imputation"))
+    parser.add_argument("--genes", default=",".join(map(str, SHARED)))
+    parser.add_argument("--models", default=METHODS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=None)
+    given = parser.parse_args()
+    genes = [int(part) for part in given.genes.split(",")]
+    if given.what == "run":
+        run(given.work, genes, given.models, given.seeds, given.threads)
+    else:
+        page(given.work, genes)
+
+
+if __name__ == "__main__":
+    main()

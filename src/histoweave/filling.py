@@ -1,0 +1,187 @@
+"""Filling in what is not there: entries that an assay dropped, and genes that a panel never measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from anndata import AnnData
+
+from histoweave import _keys as K
+from histoweave.data._atomic import replacing
+from histoweave.data.section import Cohort, Section
+from histoweave.inference import check_out
+from histoweave.models import card_of, parse
+from histoweave.models.impute import list_imputers
+from histoweave.pp.counts import Target
+from histoweave.pp.genes import GenePanel
+from histoweave.settings import CompleteSettings, ImputeSettings, choose_sections, set_up
+from histoweave.train import Learner, Transfer, layers
+from histoweave.train.transfer import is_imputer
+
+Progress = Callable[[int, int, str], None]
+
+
+def complete(
+    cohort: Cohort,
+    out: str | Path | None = None,
+    settings: CompleteSettings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> AnnData:
+    """Fits a model that completes on a cohort, and fills in what its assay dropped; the file appears whole or not at all."""
+    settings = settings or CompleteSettings()
+    check_out(out)
+    set_up(settings.threads, settings.device)
+    chosen = choose_sections(cohort, settings.sections)
+    learner = Learner(
+        settings.method,
+        settings.view(),
+        settings.open_store(),
+        recipe=settings.recipe,
+        seed=settings.seed,
+        device=settings.device,
+        progress=progress,
+    )
+    if not learner.spec.completes:
+        raise ValueError(
+            f"method {settings.method!r} does not complete; those that do: {', '.join(layers.completers())}"
+        )
+    made = layers.complete(learner.fit(chosen), chosen)
+    return _written(made, out)
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Genes of a target and of what they are imputed from, by name as it is written.
+
+    Attributes
+    ----------
+    shared
+        In both, in the order of the target.
+    imputed
+        In the reference alone.
+    unknown
+        In the target alone: nothing is learnt from them.
+    """
+
+    shared: tuple[str, ...]
+    imputed: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.shared)} genes shared, {len(self.imputed)} to impute, {len(self.unknown)} of the target alone"
+        )
+
+
+def match_genes(origin: Cohort, target: Cohort, wanted: str | None = None) -> Matched:
+    """What of a target is measured in the origin too, and what is to be imputed.
+
+    Parameters
+    ----------
+    wanted
+        Genes to impute, joined by commas; None for all that the target lacks.
+
+    Raises
+    ------
+    ValueError
+        No shared gene (with those that agree if case is ignored), nothing to impute, or a wanted gene that is not there.
+    """
+    known, here = origin.genes("common"), target.genes("common")
+    shared = tuple(gene for gene in here if gene in set(known))
+    anywhere = set(target.genes("union"))
+    missing = tuple(gene for gene in known if gene not in anywhere)
+    if not shared:
+        alike = sorted({gene.lower() for gene in known} & {gene.lower() for gene in here})
+        hint = (
+            f" {len(alike)} names agree if case is ignored, such as {alike[0]!r}: rename the genes of one."
+            if alike
+            else ""
+        )
+        raise ValueError(
+            f"the target and what it is imputed from share no gene name ({', '.join(here[:3])}, … and "
+            f"{', '.join(known[:3])}, …). Are both symbols, or both Ensembl ids?{hint}"
+        )
+    if wanted is not None:
+        asked = [gene.strip() for gene in wanted.split(",") if gene.strip()]
+        if absent := [gene for gene in asked if gene not in set(missing)]:
+            raise ValueError(
+                f"genes {', '.join(map(repr, absent[:5]))} cannot be imputed: the target measures them, or the reference does not"
+            )
+        missing = tuple(asked)
+    if not missing:
+        raise ValueError(f"the target measures all {len(known)} genes of the reference; there is nothing to impute")
+    return Matched(shared, missing, tuple(gene for gene in here if gene not in set(known)))
+
+
+def impute(
+    target: Cohort,
+    origin: Cohort,
+    out: str | Path | None = None,
+    settings: ImputeSettings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> tuple[AnnData, Matched]:
+    """Genes that a target's panel lacks, from sections or single cells in which they are measured.
+
+    Parameters
+    ----------
+    origin
+        Sections with all genes, with images for models that look at them; or a single-cell reference
+        (`histoweave.data.io.read_reference`).
+    out
+        ``.h5ad`` to write; it appears whole or not at all.
+
+    Returns
+    -------
+    AnnData of the target's cells × imputed genes, in the unit of ``uns["histoweave"]["units"]``, with the method's
+    ``layers["spread"]`` where it tells one; and which genes were matched.
+    """
+    settings = settings or ImputeSettings()
+    check_out(out)
+    set_up(settings.threads, settings.device)
+    target = choose_sections(target, settings.sections)
+    found = match_genes(origin, target, settings.genes)
+    shared = Cohort(_only(section, found.shared) for section in target)
+    if is_imputer(settings.method):
+        kept = Cohort(_only(section, (*found.shared, *found.imputed)) for section in origin)
+        made = Transfer(settings.method, seed=settings.seed).fit(kept).predict(shared)
+    else:
+        made = _learner(settings, found, progress).fit(origin).predict(shared)
+    return _written(made, out), found
+
+
+def _learner(settings: ImputeSettings, found: Matched, progress: Progress | None) -> Learner:
+    """The model of the table that imputes, from the shared genes and the image."""
+    if card_of(parse(settings.method)[0]).task != "impute":
+        raise ValueError(
+            f"method {settings.method!r} does not impute; those that do: {', '.join(list_imputers())}, xmint"
+        )
+    panel = GenePanel(found.imputed, "imputed")
+    view = replace(settings.view(), target=Target.preset("share"), panel=panel, shared=found.shared)
+    return Learner(
+        settings.method,
+        view,
+        settings.open_store(),
+        recipe=settings.recipe,
+        seed=settings.seed,
+        device=settings.device,
+        progress=progress,
+    )
+
+
+def _only(section: Section, genes: tuple[str, ...]) -> Section:
+    """The section with these genes; its library is their sum."""
+    spots = section.spots[:, list(genes)].copy()
+    spots.obs[K.LIBRARY] = np.asarray(spots.X.sum(axis=1)).ravel()
+    return section.with_spots(spots)
+
+
+def _written(made: AnnData, out: str | Path | None) -> AnnData:
+    if out is not None:
+        with replacing(Path(out)) as temporary:
+            made.write_h5ad(temporary)
+    return made
