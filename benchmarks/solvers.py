@@ -26,6 +26,7 @@ from sklearn.linear_model import Lasso, Ridge
 from sklearn.linear_model import lasso_path as shared_path
 
 from benchmarks.clock import Case, Disagreement, Measured, Pair, Spread, measure
+from benchmarks.solvers_data import Data, Sizes
 from benchmarks.solvers_stream import JOBS, Spots, measured, write
 from benchmarks.speed import RESULTS, machine
 from histoweave._repro import versions
@@ -39,17 +40,6 @@ TARGETS = {"ridge": 100, "lasso": 20, "nb": 50}
 _LIBRARIES = ("scikit-learn", "statsmodels")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """How large the jobs are."""
-
-    spots: int = 5000
-    features: int = 64
-    genes: int = 250
-    sampled: int = 10  # genes of the loops, whose time is scaled to all
-    streamed: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-
-
 QUICK = Sizes(spots=200, features=8, genes=6, sampled=2, streamed=(500, 1000))
 
 
@@ -60,33 +50,6 @@ class Job:
     name: str
     case: Case
     share: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Features (n, d), counts (n, g) and their logarithms, float64 so that all libraries get what they work in."""
-
-    x: np.ndarray
-    counts: np.ndarray
-    logs: np.ndarray
-    sample: np.ndarray  # columns (genes) of the loops, spread evenly over their mean counts
-
-    @classmethod
-    def of(cls, sizes: Sizes) -> Data:
-        """Made-up scores and counts."""
-        x, counts = Spots(sizes.features, sizes.genes).draw(sizes.spots)
-        order = counts.mean(axis=0).argsort()
-        sample = order[np.linspace(0, sizes.genes - 1, sizes.sampled).astype(int)]
-        return cls(x.astype(np.float64), counts.astype(np.float64), np.log1p(counts.astype(np.float64)), sample)
-
-    def describe(self) -> str:
-        """How correlated the features are."""
-        values = np.linalg.eigvalsh(np.corrcoef(self.x.T))
-        variances = self.x.var(axis=0)
-        return (
-            f"features' variances span {variances.max() / variances.min():,.0f} ×, the condition number of their "
-            f"correlation matrix is {values[-1] / values[0]:.1f}"
-        )
 
 
 # -- jobs ---------------------------------------------------------------------------------------------------------
@@ -214,10 +177,12 @@ def _within(off: float, tolerance: float, text: str, *, clip: bool = False) -> s
 # -- report -------------------------------------------------------------------------------------------------------
 
 
-def run(out: Path, *, sizes: Sizes, parts: Sequence[str], rounds: int, command: str, spare: float = 0.0) -> str:
+def run(
+    out: Path, *, sizes: Sizes, parts: Sequence[str], rounds: int, command: str, spare: float = 0.0, real: bool = False
+) -> str:
     """Measure the `parts`, write ``solvers.md`` and ``solvers.json`` into `out`, and give the Markdown."""
     load = os.getloadavg()[0]
-    data = Data.of(sizes)
+    data = Data.real(sizes) if real else Data.of(sizes)
     made = {"ridge": ridge, "lasso": lasso, "nb": nb}
     jobs = [made[part](data) for part in parts if part in made]
     results = [(job, measure(job.case, rounds, spare=spare)) for job in jobs]
@@ -257,9 +222,9 @@ def markdown(results: Sequence[tuple[Job, Measured]], streamed: Sequence[dict[st
         f"torch threads, load before the run {about['load_before']}.",
         ", ".join(f"{name} {number}" for name, number in card["versions"].items()) + ".",
         "",
-        f"{sizes['genes']} genes × {sizes['spots']:,} spots × {sizes['features']} features: scores on principal components "
-        f"of made-up embeddings that were fitted on other spots; {card['data']}. Ours is timed from features and targets to "
-        f"coefficients. Loops over genes run on {sizes['sampled']} genes, spread evenly over their mean counts, and their "
+        f"{sizes['genes']} genes × {sizes['spots']:,} spots × {sizes['features']} features: {card['data']}. Ours is timed "
+        "from features and targets to coefficients. "
+        f"Loops over genes run on {sizes['sampled']} genes, spread evenly over their mean counts, and their "
         "time is scaled to all; everything else runs in full. Ways take turns in one process; times are the median (least "
         "to largest) of the rounds, ratios are taken round by round. Results are compared before they are timed.",
         "",
@@ -317,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default=",".join(PARTS), help="parts joined by commas")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds of each job")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    parser.add_argument("--real", action="store_true", help="counts and components of her2st under $HISTOWEAVE_DATA")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     parts = given.only.split(",")
@@ -325,10 +291,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.rounds < 1:
         parser.error("--rounds: expected 1 or more")
     command = (
-        "python -m benchmarks.solvers" + f" --rounds {given.rounds}" * (given.rounds != 3) + " --quick" * given.quick
+        "python -m benchmarks.solvers"
+        + f" --rounds {given.rounds}" * (given.rounds != 3)
+        + " --quick" * given.quick
+        + " --real" * given.real
     )
     command += "" if given.only == ",".join(PARTS) else f" --only {given.only}"
-    print(run(given.out, sizes=QUICK if given.quick else Sizes(), parts=parts, rounds=given.rounds, command=command))
+    print(
+        run(
+            given.out,
+            sizes=QUICK if given.quick else Sizes(),
+            parts=parts,
+            rounds=given.rounds,
+            command=command,
+            real=given.real,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from anndata import AnnData
 
 from histoweave import _keys as K
 from histoweave.data._atomic import replacing
+from histoweave.data.io import read_reference
 from histoweave.data.section import Cohort, Section
 from histoweave.inference import check_out
-from histoweave.models import card_of, parse
+from histoweave.models import card_of, list_models, nearest, read_spec
 from histoweave.models.impute import list_imputers
 from histoweave.pp.counts import Target
 from histoweave.pp.genes import GenePanel
@@ -142,6 +143,9 @@ def impute(
     """
     settings = settings or ImputeSettings()
     check_out(out)
+    name = read_spec(settings.method)[0]
+    if name not in (methods := [*list_imputers(), *imputing()]):
+        raise ValueError(f"method {name!r} does not impute{nearest(name, methods)}")
     set_up(settings.threads, settings.device)
     target = choose_sections(target, settings.sections)
     found = match_genes(origin, target, settings.genes)
@@ -150,16 +154,27 @@ def impute(
         kept = Cohort(_only(section, (*found.shared, *found.imputed)) for section in origin)
         made = Transfer(settings.method, seed=settings.seed).fit(kept).predict(shared)
     else:
-        made = _learner(settings, found, progress).fit(origin).predict(shared)
+        learner = _learner(settings, found, progress)
+        layers.check_sections(learner.spec, shared)  # before an hour of training, not after it
+        made = learner.fit(origin).predict(shared)
     return _written(made, out), found
+
+
+def imputing() -> list[str]:
+    """Names of the models of the table that impute."""
+    return [name for name in list_models() if card_of(name).task == "impute"]
+
+
+def reference(path: str | Path, groups: str | None = None) -> Cohort:
+    """Single cells to impute from; their types are those of `groups`, else of ``cell_type`` where the file has it."""
+    if groups is not None:
+        return Cohort([read_reference(path, groups)])
+    found = read_reference(path, None)
+    return Cohort([read_reference(path)]) if "cell_type" in found.spots.obs else Cohort([found])
 
 
 def _learner(settings: ImputeSettings, found: Matched, progress: Progress | None) -> Learner:
     """The model of the table that imputes, from the shared genes and the image."""
-    if card_of(parse(settings.method)[0]).task != "impute":
-        raise ValueError(
-            f"method {settings.method!r} does not impute; those that do: {', '.join(list_imputers())}, xmint"
-        )
     panel = GenePanel(found.imputed, "imputed")
     view = replace(settings.view(), target=Target.preset("share"), panel=panel, shared=found.shared)
     return Learner(

@@ -60,7 +60,7 @@ class ViewSettings:
     """How sections are looked at."""
 
     target: str = flag("triplex-paper", "what is predicted: a preset, with changes in brackets")
-    panel: str = flag("top-mean:250", "which genes: top-mean:N, rank-sum:N, hvg:N, moran:N or list:A,B")
+    panel: str = flag("top-mean:250", "which genes: top-mean:N, rank-sum:N, hvg:N, moran:N, spared:N or list:A,B")
     encoder: str = flag("efficientnet-lite0", "frozen encoder; see `histoweave encoders`")
     weights: str | None = flag(None, "local file of the encoder's weights")
     dtype: Literal["fp32", "bf16"] = flag("fp32", "arithmetic of the encoder: fp32 or bf16")
@@ -173,7 +173,7 @@ class ImputeSettings(RunSettings):
 
     method: str = flag("spage", "imputer, or xmint, with arguments in brackets")
     genes: str | None = flag(None, "genes to impute, joined by commas; default: all that the target lacks")
-    groups: str = flag("cell_type", "column of a reference with the type of each cell, for methods that use it")
+    groups: str | None = flag(None, "column of a reference with the type of each cell; default: cell_type, where it is")
     seed: int = flag(0, "seed")
 
 

@@ -93,6 +93,19 @@ def test_a_benchmark_of_completion_and_its_report(small: Phantom, tmp_path: Path
     assert "rates" in page and "hidden share of the measured entries" in page
 
 
+def test_a_benchmark_of_thinned_counts_and_its_report(small: Phantom, tmp_path: Path) -> None:
+    how = BenchSettings(
+        hide="thin:0.5", models="median", controls="gene-mean,ridge-visible", target="log1p-cpm", panel="top-mean:10",
+        recipe="tiny", store=str(tmp_path / "store"), threads=1,
+    )  # fmt: skip
+    report = bench(small.cohort, tmp_path / "run", how)
+    told = report.summary.set_index(["model", "metric"])["mean"]
+    assert told["ridge-visible", "deviance"] < told["gene-mean", "deviance"]
+    assert set(report.tests["reference"]) == {"ridge-visible"}
+    page = write_html(report, small.cohort).read_text(encoding="utf-8")
+    assert "deviance explained" in page and "Against ridge-visible" in page
+
+
 def test_a_benchmark_of_imputation(small: Phantom, tmp_path: Path) -> None:
     how = BenchSettings(
         hide="genes:random:12:0", models="spage[n_pv=5]", controls="gene-mean,ridge-expression", recipe="tiny",

@@ -24,7 +24,15 @@ from histoweave import _keys as K
 from histoweave.cli import app
 from histoweave.embed import list_encoders
 from histoweave.models import describe, list_models
-from histoweave.settings import BenchSettings, FitSettings, PredictSettings, RunSettings
+from histoweave.models.impute import imputer_class, list_imputers
+from histoweave.settings import (
+    BenchSettings,
+    CompleteSettings,
+    FitSettings,
+    ImputeSettings,
+    PredictSettings,
+    RunSettings,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -168,15 +176,28 @@ def section(page: Path, name: str) -> str:
     return found[1]
 
 
-def test_the_table_of_models_is_that_of_the_program() -> None:
+@pytest.mark.parametrize("task", ["predict", "complete", "impute"])
+def test_the_table_of_models_is_that_of_the_program(task: str) -> None:
     rows = []
-    for name in list_models():
-        row = describe(name)
+    for row in filter(lambda row: row["task"] == task, map(describe, list_models())):
         kind = "control" if row["control"] else row["learns"]
         needs, size = ", ".join(row["needs"]) or "–", f"{row['parameters']:,}"
-        rows.append([f"`{name}`", row["title"], row["task"], kind, needs, size, row["citation"], row["licence"]])
-    header = ["name", "model", "task", "kind", "needs", "parameters", "source", "licence of weights"]
-    assert section(ROOT / "README.md", "models") == markdown(header, rows)
+        rows.append([f"`{row['name']}`", row["title"], kind, needs, size, row["citation"], row["licence"]])
+    header = ["name", "model", "kind", "needs", "parameters", "source", "licence of weights"]
+    assert section(ROOT / "README.md", f"models-{task}") == markdown(header, rows)
+
+
+def test_every_model_has_one_of_the_three_tasks() -> None:
+    assert {describe(name)["task"] for name in list_models()} == {"predict", "complete", "impute"}
+
+
+def test_the_table_of_imputers_is_that_of_the_program() -> None:
+    rows = []
+    for name, cls in ((name, imputer_class(name)) for name in list_imputers()):
+        kind = "control" if cls.card.control else cls.card.learns
+        rows.append([f"`{name}`", cls.card.title, kind, cls.scale, cls.card.citation])
+    header = ["name", "imputer", "kind", "a value is", "source"]
+    assert section(ROOT / "README.md", "imputers") == markdown(header, rows)
 
 
 def test_the_table_of_encoders_is_that_of_the_program() -> None:
@@ -193,7 +214,8 @@ def test_the_table_of_encoders_is_that_of_the_program() -> None:
 
 def test_every_flag_and_command_is_in_the_reference() -> None:
     text = (REFERENCE / "cli.md").read_text(encoding="utf-8")
-    every = [f.name for s in (RunSettings, BenchSettings, FitSettings, PredictSettings) for f in fields(s)]
+    settings = (RunSettings, BenchSettings, FitSettings, PredictSettings, CompleteSettings, ImputeSettings)
+    every = [f.name for s in settings for f in fields(s)]
     flags = {f"--{name.replace('_', '-')}" for name in every}
     named = set(re.findall(r"--[a-z][a-z-]*", text))
     assert flags <= named, sorted(flags - named)

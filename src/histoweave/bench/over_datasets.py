@@ -54,7 +54,9 @@ def normalised(values: pd.DataFrame, *, metric: str = "mse_measured", left_out: 
     wide = wide[list(dict.fromkeys(part["model"]))].loc[list(dict.fromkeys(part["dataset"]))]
     if wide.isna().any(axis=None):
         row, column = np.argwhere(wide.isna().to_numpy())[0]
-        raise ValueError(f"model {wide.columns[column]!r} has no {metric} on {wide.index[row]!r}; run it on every dataset")
+        raise ValueError(
+            f"model {wide.columns[column]!r} has no {metric} on {wide.index[row]!r}; run it on every dataset"
+        )
     return wide.div(wide.min(axis=1), axis=0)
 
 
@@ -88,7 +90,7 @@ def gain_of_layers(values: pd.DataFrame, *, metric: str, against: str = "measure
     sign-flip test over datasets, Holm's p over the lines, and a note where it cannot be tested.
     """
     part = values[values["metric"] == metric]
-    split = [_arm(model) for model in part["model"]]
+    split = [arm(model) for model in part["model"]]
     part = part.assign(base=[base for base, _ in split], layer=[layer for _, layer in split])
     rows = []
     for base, group in part.groupby("base", sort=False):
@@ -104,7 +106,7 @@ def gain_of_layers(values: pd.DataFrame, *, metric: str, against: str = "measure
     return table.assign(p_holm=holm(list(table["p"])) if len(table) else [])
 
 
-def _arm(model: str) -> tuple[str, str]:
+def arm(model: str) -> tuple[str, str]:
     """A model's text without its layer, and the layer."""
     name, arguments = parse(model)
     layer = str(arguments.pop("layer", "raw"))

@@ -41,6 +41,8 @@ def score(
         return _deviance(fitted, section, predicted, holdout), truth, mask
     if not isinstance(holdout.hide, Everything):
         mask &= holdout.hidden(section)[:, section.genes.get_indexer(genes)].toarray()
+    if isinstance(holdout.hide, Entries) and holdout.hide.of == "all":  # genes of which nothing stays visible
+        mask &= (fitted.truth(section, zeros=False)[1] & ~mask).any(axis=0)
     frame, _ = section_metrics(truth, predicted, mask, genes=genes)
     if isinstance(holdout.hide, Genes):
         frame[list(BINNED)] = np.column_stack(binned_spearman(section, truth, predicted, mask))

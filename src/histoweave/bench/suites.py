@@ -19,6 +19,7 @@ import pandas as pd
 from histoweave.data import catalog
 from histoweave.data.phantom import phantom, phantom_like
 from histoweave.data.section import Cohort
+from histoweave.data.spared import PREFIX
 from histoweave.data.split import Split, from_table, leave_one_out
 from histoweave.models import nearest, parse
 
@@ -230,6 +231,7 @@ def suite(name: str) -> Suite:
 def overview() -> pd.DataFrame:
     """All suites, one line each."""
     rows = [(s.name, s.title, " → ".join(s.datasets), s.split, s.folds) for s in suites()]
+    rows.append(("spared", "SpaRED: 26 datasets, raw and completed", f"{PREFIX}*", "sides", 1))
     return pd.DataFrame(rows, columns=["suite", "title", "dataset", "split", "folds"]).set_index("suite")
 
 

@@ -52,17 +52,28 @@ def _which(sections: str) -> Any:
     return sections if sections in ("all", "with-image") else [part.strip() for part in sections.split(",")]
 
 
+_BENCH_OUT = Path("runs/bench")
+_SHOWN = ("pcc", "pcc_50", "spearman_bins", "mse", "mse_entries", "mse_pattern", "deviance_explained")
+
+
 @app.command()
 @with_settings(BenchSettings)
 def bench(
     cohort: Annotated[str | None, typer.Argument(help="folder, samples.csv or .h5ad of the cohort")] = None,
-    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/bench"),
+    out: Annotated[Path, typer.Option(help="folder of the run")] = _BENCH_OUT,
     train: Annotated[str | None, typer.Option(help="train on this cohort …")] = None,
     test: Annotated[str | None, typer.Option(help="… and test on this one")] = None,
+    suite: Annotated[str | None, typer.Option(help="a published suite instead, as `histoweave suite`")] = None,
     *,
     settings: BenchSettings,
 ) -> None:
     """Benchmark models on a cohort by patient, and write tables and an HTML report."""
+    if suite is not None:
+        if cohort or train or test:
+            raise ValueError(
+                "a suite brings its own data; leave COHORT, --train and --test out (see `histoweave suite`)"
+            )
+        return _run_suite(suite, Path("runs") / suite if out == _BENCH_OUT else out, settings)
     from histoweave import commands
     from histoweave.bench.external import external_split
     from histoweave.data.io import read_cohort
@@ -79,11 +90,14 @@ def bench(
         raise ValueError("give either one COHORT, or both --train and --test")
     with Bar() as bar:
         report = commands.bench(joined, out, settings, splits=splits, say=say, progress=bar)
-    show(report.table().filter(["pcc", "pcc_50", "mse", "mse_pattern"]), report.card["benchmark"])
+    show(report.table().filter(_SHOWN), report.card["benchmark"])
     say(f"report: {write_html(report, joined)}")
 
 
-_SUITE_FIXES = ("target", "panel", "window_um", "window_px", "sections", "split", "protocol", "name")
+_SUITE_FIXES = (
+    *("target", "panel", "window_um", "window_px", "sections", "split", "protocol", "name"),
+    *("hide", "rates", "target_layer", "measured"),
+)
 
 
 @app.command()
@@ -94,18 +108,42 @@ def suite(
     data: Annotated[Path | None, typer.Option(help="folder of the dataset; default $HISTOWEAVE_DATA")] = None,
     protocol: Annotated[Literal["strict", "paper"] | None, typer.Option(help="default: as published")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="on a phantom of the same shape")] = False,
+    only: Annotated[str | None, typer.Option(help="datasets of the suite spared, joined by commas")] = None,
     as_list: Annotated[bool, typer.Option("--list", help="list the suites")] = False,
     *,
     settings: BenchSettings,
 ) -> None:
     """Run a published benchmark and print its values beside ours."""
-    from histoweave.bench import suite_table, suites
-    from histoweave.commands import run_suite
-    from histoweave.report import write_html
+    from histoweave.bench import suites
 
     if as_list or name is None:
         return show(suites.overview(), "suites")
     out = out or Path("runs") / (f"{name}-dry-run" if dry_run else name)
+    _run_suite(name, out, settings, data=data, protocol=protocol, dry_run=dry_run, only=only)
+
+
+def _run_suite(
+    name: str,
+    out: Path,
+    settings: BenchSettings,
+    *,
+    data: Path | None = None,
+    protocol: Literal["strict", "paper"] | None = None,
+    dry_run: bool = False,
+    only: str | None = None,
+) -> None:
+    from histoweave.bench import suite_table
+    from histoweave.commands import run_spared, run_suite
+    from histoweave.report import write_html
+
+    if name == "spared":
+        which = [part.strip() for part in only.split(",")] if only else ()
+        with Bar() as bar:
+            found = run_spared(out, settings, data=data, only=which, dry_run=dry_run, say=say, progress=bar)
+        show(found.standing.round(3), f"{name}: error over that of the best model")
+        return say(f"tables and figures: {found.folder / 'spared.md'}")
+    if only:
+        raise ValueError("--only names datasets of the suite 'spared'; other suites have one")
     with Bar() as bar:
         made = run_suite(name, out, settings, data=data, protocol=protocol, dry_run=dry_run, say=say, progress=bar)
     show(suite_table.shown(made.table), made.report.card["benchmark"])
@@ -169,18 +207,17 @@ def impute(
     settings: ImputeSettings,
 ) -> None:
     """Impute genes that a panel never measured, from other sections or single cells."""
-    from histoweave.data.io import read_cohort, read_reference
-    from histoweave.data.section import Cohort
-    from histoweave.filling import impute as run
+    from histoweave import filling
+    from histoweave.data.io import read_cohort
 
     if (origin is None) == (reference is None):
         raise ValueError(
             "give either --origin or --reference: sections or single cells with the genes that are missing"
         )
-    known = read_cohort(origin) if origin else Cohort([read_reference(reference or "", settings.groups or None)])
+    known = read_cohort(origin) if origin else filling.reference(reference or "", settings.groups)
     found = read_cohort(target, sections=_which(settings.sections))
     with Bar() as bar:
-        made, matched = run(found, known, out, settings, progress=bar)
+        made, matched = filling.impute(found, known, out, settings, progress=bar)
     say(f"{matched}; {made.n_obs} cells × {made.n_vars} genes, in {made.uns['histoweave']['units']}: {out}")
 
 

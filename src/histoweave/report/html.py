@@ -80,7 +80,7 @@ class Shown:
         """The PCC of each model for a gene in this section, as in the table of results."""
         rows = self.report.rows
         rows = rows[
-            (rows["metric"] == "pcc")
+            (rows["metric"] == tables.main_metric(self.report))
             & (rows["section"] == self.section)
             & (rows["gene"] == gene)
             & (rows["fold"] == self.fold)

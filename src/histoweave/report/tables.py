@@ -88,7 +88,7 @@ def main_rows(report: Report) -> list[Row]:
         made = {column: _thousands(shown.loc[model, column]) for column in PROVENANCE if column in shown}
         trained = any(cell["history"] for cell in report.cells if cell["model"] == model)
         partial = trained and (made.get("recipe") != "paper" or made.get("init") == "random")
-        spread, seeds = table.loc[(model, "pcc"), ["sd_seeds", "n_seeds"]]
+        spread, seeds = table.loc[(model, main_metric(report)), ["sd_seeds", "n_seeds"]]
         seeds = f"{seeds:.0f} (sd {number(spread)})" if seeds > 1 else f"{seeds:.0f}"
         rows.append(Row(model, model in control, partial, scores, seeds, list(made.values())))
     return rows

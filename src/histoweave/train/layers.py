@@ -44,7 +44,7 @@ def check_target(spec: Spec, target: Target) -> None:
     what = "completes" if spec.completes else f"learns from layer {spec.layer!r}"
     raise ValueError(
         f"model {spec.name!r} {what}, where a value of 0 is an entry that is missing; with target '{target}' it is not. "
-        "Use a target without smoothing or pseudo counts, such as 'log1p-cpm' or 'spared'"
+        "Use a target without smoothing or pseudo counts, such as 'log1p-cpm'"
     )
 
 

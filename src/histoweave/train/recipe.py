@@ -89,7 +89,8 @@ def _recipes() -> dict[str, dict[str, Any]]:
 def load_recipe(model: str, name: str) -> Recipe:
     """The named recipe of a model; a model without recipes of its own gets the defaults.
 
-    A model that has ``cpu`` but no ``tiny`` gets a quarter of the epochs of the former.
+    A model that has ``cpu`` but no ``tiny`` gets a quarter of the epochs of the former. A recipe under ``any`` is the loop
+    for every model, around the arguments that its ``cpu`` has.
 
     Raises
     ------
@@ -104,6 +105,8 @@ def load_recipe(model: str, name: str) -> Recipe:
     row = own.get(name, {})
     if name == "tiny" and not row and "cpu" in own:
         row = own["cpu"] | {"epochs": max(1, own["cpu"]["epochs"] // 4)}
+    if name in table["any"] and not row:
+        row = table["any"][name] | {"args": own.get("cpu", {}).get("args", {})}
     known = [f.name for f in fields(Recipe) if f.name != "name"]
     for key in row:
         if key not in known:

@@ -21,9 +21,9 @@ WALK = 512  # spots per step when the feed is walked: the neighbours of each com
 SHRINK = 0.3
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"channels": "value", "objective": "all", "drop_filled": 0.0, "standardize": False, "norm": "post"}
-    | {"rule": "all", "skip": False, "local": False},
+    | {"rule": "all", "local": False, "floor": False},
     "plus": {"channels": "mask", "objective": "centre", "drop_filled": 1.0, "standardize": True, "norm": "pre"}
-    | {"rule": "measured", "skip": True, "local": True},
+    | {"rule": "measured", "local": True, "floor": True},
 }
 CHOICES = {
     "preset": tuple(PRESETS),
@@ -66,9 +66,9 @@ class Spackle(nn.Module):
         Whether values are standardized with the moments of measured training entries; 0 then means the gene's mean.
     norm
         Layer norms after the residual sum (as published), or before each part and at the end.
-    skip
-        Whether a linear map of what a token shows, and of the mean of what the other slots show, is added to what the
-        transformer makes of them. It starts at 0.
+    local
+        Whether values, and what is predicted, are taken from what the neighbours show of a gene: from the mean of
+        theirs, with the gene's own mean (or 0, if not `standardize`) counting as `SHRINK` neighbours.
     image
         Whether the spot's image embedding is added to the centre's token.
     legacy
@@ -120,14 +120,15 @@ class Spackle(nn.Module):
         channels: Literal["value", "mask"] | None = None,
         standardize: bool | None = None,
         norm: Literal["post", "pre"] | None = None,
-        skip: bool | None = None,
         local: bool | None = None,
+        floor: bool | None = None,
         image: bool = False,
         legacy: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
         chosen: dict[str, Any] = {"objective": objective, "drop_filled": drop_filled, "channels": channels}
-        chosen |= {"rule": rule, "standardize": standardize, "norm": norm, "skip": skip, "local": local}
+        chosen |= {"rule": rule, "standardize": standardize, "norm": norm, "local": local}
+        chosen |= {"floor": floor}
         own = {key: value for key, value in chosen.items() if value is not None}
         chosen = PRESETS[one_of("preset", preset, CHOICES["preset"])] | own
         self.legacy = (legacy,) if isinstance(legacy, str) else tuple(legacy)
@@ -139,7 +140,7 @@ class Spackle(nn.Module):
             raise ValueError(f"rate={rate}, drop_filled={self.drop_filled}: expected shares, and a rate above 0")
         self.rate, self.rule, self.objective = float(rate), chosen["rule"], chosen["objective"]
         self.marked, self.over_batch = chosen["channels"] == "mask", "batch-axis" in self.legacy
-        self.local = bool(chosen["local"])
+        self.local, self.floor = bool(chosen["local"]), bool(chosen["floor"])
         if self.over_batch and self.local:
             raise ValueError(
                 "legacy='batch-axis' keeps neighbours from the centre, local=True lets them in: turn one off"
@@ -149,16 +150,13 @@ class Spackle(nn.Module):
         self.needs = Needs.CTX_EXPR | (Needs.CTX_FILL if self.fills else Needs.NONE)
         self.needs |= Needs.EMB if image else Needs.NONE
         width = at_least("width", width, 0) or dims.genes
-        self.lift = nn.Linear((1 + self.marked) * dims.genes, width)
+        self.lift = nn.Linear((1 + self.marked) * dims.genes + self.floor, width)
         self.image = nn.Linear(dims.emb, width) if image else None
         before = chosen["norm"] == "pre"
         sizes = (width, at_least("heads", heads, 1), at_least("hidden", hidden, 1), dropout)
         self.layers = nn.ModuleList(_Layer(*sizes, before=before) for _ in range(at_least("depth", depth, 1)))
         self.norm = nn.LayerNorm(width) if before else nn.Identity()
         self.drop = nn.Linear(width, dims.genes)
-        self.skip = nn.Linear(self.lift.in_features, dims.genes, bias=False) if chosen["skip"] else None
-        if self.skip is not None:
-            nn.init.zeros_(self.skip.weight)
         self.register_buffer("mean", torch.zeros(dims.genes))
         self.register_buffer("sd", torch.ones(dims.genes))
         self.register_buffer("measured", torch.ones(dims.genes))
@@ -218,6 +216,10 @@ class Spackle(nn.Module):
             x = torch.where(shown, x - base, 0.0)
         first = torch.cumsum(there.sum(dim=1), dim=0) - there.sum(dim=1)  # (b,): where the centres stand among n
         own = (torch.cat([x, known.to(x.dtype)], dim=-1) if self.marked else x)[there]  # (n, g or 2 g)
+        if self.floor:
+            low = torch.where(shown, values, torch.inf).amin(dim=-1)[there]  # (n,)
+            low = torch.where(low < torch.inf, (low - self.mean.mean()) / self.sd.mean(), 0.0)
+            own = torch.cat([own, low[:, None]], dim=-1)
         x = self.lift(own)  # (n, d)
         if self.image is not None:
             x = x.index_add(0, first, self.image(given(batch.emb, "emb")))
@@ -226,8 +228,6 @@ class Spackle(nn.Module):
             last = centre and i == len(self.layers) - 1 and not self.over_batch
             x = layer(x, cell, keys, first if last else None)
         made = self.drop(self.norm(x))
-        if self.skip is not None:
-            made = made + self.skip(own[first] if centre else own)
         base = base[:, 0] if centre else base.expand_as(values)[there]
         return (made + base) * self.sd + self.mean
 

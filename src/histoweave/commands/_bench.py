@@ -1,0 +1,103 @@
+"""A benchmark from settings: what is run, where it is kept, what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from histoweave.bench.benchmark import Benchmark
+from histoweave.bench.plan import plan
+from histoweave.bench.sides import SidedBenchmark
+from histoweave.bench.summary import Report, summarise
+from histoweave.data.holdout import Genes, parse_hide
+from histoweave.data.section import Cohort
+from histoweave.data.split import Split, make_splits
+from histoweave.models import split_specs, with_argument
+from histoweave.pp.counts import Target
+from histoweave.pp.genes import select_panel
+from histoweave.settings import BenchSettings, choose_sections, set_up
+
+Progress = Callable[[int, int, str], None]
+Say = Callable[[str], None]
+
+
+def quiet(_: str) -> None:
+    """Says nothing."""
+    return None
+
+
+def make_benchmark(
+    cohort: Cohort, settings: BenchSettings, *, splits: tuple[Split, ...] | None = None, all_sides: bool = False
+) -> Benchmark:
+    """The benchmark that the settings describe; `splits` wins over ``settings.split``. See `SidedBenchmark` for all sides."""
+    chosen = choose_sections(cohort, settings.sections)
+    if splits is not None:
+        splits = tuple(_among(split, set(chosen.ids)) for split in splits)
+    settings = settings.named()
+    view, hide = settings.view(), parse_hide(settings.hide, chosen.genes("common"))
+    if isinstance(hide, Genes):  # panel and target are what is asked for, whatever the settings say of them
+        shared = tuple(gene for gene in chosen.genes("common") if gene not in set(hide.names))
+        panel = select_panel(chosen, f"list:{','.join(hide.names)}", candidates=hide.names)
+        view = replace(view, shared=shared, panel=panel, target=Target.preset("share"))
+    return (SidedBenchmark if all_sides else Benchmark)(
+        name=settings.name or "benchmark",
+        cohort=chosen,
+        splits=splits or tuple(make_splits(chosen, settings.split)),
+        view=view,
+        models=_layered(settings.models, settings.target_layer),
+        controls=_layered(settings.controls, settings.target_layer),
+        hide=hide,
+        rates=tuple(float(rate) for rate in settings.rates.split(",") if rate.strip()),
+        measured=settings.measured,
+        recipe=settings.recipe,
+        seeds=tuple(range(settings.seeds)),
+        protocol=settings.protocol,
+        ensemble=settings.ensemble,
+        trunk_weights=settings.trunk_weights,
+    )
+
+
+def _layered(models: str, layer: str) -> tuple[str, ...]:
+    """The models, each with the layer that it learns, where that is not raw counts."""
+    given = split_specs(models)
+    return tuple(given if layer == "raw" else [with_argument(model, "layer", layer) for model in given])
+
+
+def _among(split: Split, ids: set[str]) -> Split:
+    """The split without the sections that were not chosen."""
+    train, test, val = (tuple(id for id in side if id in ids) for side in (split.train, split.test, split.val))
+    return replace(split, train=train, test=test, val=val)
+
+
+def bench(
+    cohort: Cohort,
+    out: str | Path,
+    settings: BenchSettings | None = None,
+    *,
+    splits: tuple[Split, ...] | None = None,
+    all_sides: bool = False,
+    say: Say = quiet,
+    progress: Progress | None = None,
+) -> Report:
+    """Runs a benchmark into a folder, or goes on with it, and returns its report.
+
+    Raises
+    ------
+    TooLong
+        If the plan takes longer than ``settings.max_hours``.
+    """
+    settings = settings or BenchSettings()
+    set_up(settings.threads, settings.device)
+    if Path(out).is_file():
+        raise FileExistsError(f"{out} is a file; --out names the folder of the run")
+    benchmark = make_benchmark(cohort, settings, splits=splits, all_sides=all_sides)
+    if left := benchmark.left_out():
+        say(f"controls left out, because sections have no image: {', '.join(left)}")
+    if not settings.resume and any(cell.done for cell in benchmark.cells(Path(out))):
+        raise FileExistsError(f"{out} holds finished cells of this benchmark; use --resume, or another --out")
+    planned = plan(benchmark, out, device=settings.device)
+    say(str(planned))
+    planned.check(settings.max_hours)
+    cells = benchmark.run(out, settings.open_store(), device=settings.device, progress=progress)
+    return summarise(benchmark, cells, out)

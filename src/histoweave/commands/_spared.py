@@ -1,0 +1,282 @@
+"""The suite `spared`: models and layers on all datasets of SpaRED, and what they are worth over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from histoweave.bench.markdown import pipe
+from histoweave.bench.over_datasets import arm, gain_of_layers, normalised, per_dataset, standing
+from histoweave.bench.search import Search, search
+from histoweave.bench.suites import DRY, PHANTOM_UM_PER_PX, PHANTOM_WINDOW_PX
+from histoweave.bench.summary import Report
+from histoweave.commands._bench import Progress, Say, bench, quiet
+from histoweave.data import catalog
+from histoweave.data._atomic import writing
+from histoweave.data.dataset import Dataset
+from histoweave.data.phantom import phantom_like
+from histoweave.data.section import Cohort
+from histoweave.data.spared import left_out, rows
+from histoweave.embed import encoder_card
+from histoweave.models import card_of, nearest, parse, split_specs, with_argument
+from histoweave.pl.over_datasets import error_violins, layer_pairs, size_scatter, standing_dots
+from histoweave.settings import BenchSettings
+
+NAME = "spared"
+MODELS = "ridge,stnet,shufflenet,vitb,vitb[delta=on],histogene,hist2st,egn,eggn,bleep,sepal,triplex"
+LAYERS = ("raw", "measured", "gene-mean", "median", "spackle")
+TARGET = "log1p-cpm[log=2]"  # log2(1 + counts per million), before any batch is adjusted
+RATES = (1e-5, 1e-4, 1e-3)  # learning rates of the search, on the layer `SEARCHED`
+SEARCHED = "median"
+ERROR, ERROR_ZEROS, PCC = "mse_measured", "mse", "pcc_measured"
+_DRY_SPOTS, _DRY_GENES = (6, 6), 16
+
+
+@dataclass(frozen=True, slots=True)
+class SparedRun:
+    """What the suite found.
+
+    Attributes
+    ----------
+    values
+        Columns dataset, model, metric, value.
+    standing
+        One line per model over all datasets.
+    gains
+        What each layer brings over the loss on measured entries alone, tested over datasets.
+    rates
+        The learning rate that the validation sections chose, per model that was searched.
+    folder
+        Where tables, figures and the runs of the datasets are.
+    """
+
+    values: pd.DataFrame
+    standing: pd.DataFrame
+    gains: pd.DataFrame
+    rates: dict[str, float]
+    folder: Path
+
+
+def run_spared(
+    out: str | Path,
+    settings: BenchSettings | None = None,
+    *,
+    data: str | Path | None = None,
+    only: Sequence[str] = (),
+    layers: Sequence[str] = LAYERS,
+    tune: bool = True,
+    dry_run: bool = False,
+    say: Say = quiet,
+    progress: Progress | None = None,
+) -> SparedRun:
+    """Runs every model on every layer of every dataset, or goes on with it, and compares over datasets.
+
+    Parameters
+    ----------
+    settings
+        Models, encoder, recipe and so on; default models `MODELS`, recipe ``spared``: 1,000 steps of 256 spots, the lowest
+        error on validation spots. Target, panel, sides and what is scored are the suite's.
+    data
+        Folder that holds the datasets by name; default ``$HISTOWEAVE_DATA``.
+    only
+        Names of datasets, without ``spared-``; default all 26.
+    layers
+        Which arms, written as for ``--target-layer``.
+    tune
+        Search the learning rate of every model that is trained step by step, on the first dataset with validation
+        sections (or the first at all, by its own inner split) and the layer `SEARCHED`.
+    dry_run
+        On phantoms of the same sections, with recipe ``tiny``: it shows that all works, and its values mean nothing.
+
+    Raises
+    ------
+    DatasetNotFound, SectionError
+        Data that are not here, and how to get them; other sections than those of the published sides.
+    """
+    out, chosen = Path(out), _chosen(only)
+    settings = _settings(settings or BenchSettings(), out, dry_run=dry_run)
+    if dry_run:
+        say(DRY)
+    models, rates = split_specs(settings.models), dict[str, float]()
+    if tune and not dry_run:
+        models, rates = _tuned(chosen, models, settings, out, data, say=say, progress=progress)
+    arms = list(dict.fromkeys(with_argument(model, "layer", layer) for model in models for layer in layers))
+    reports = {}
+    for row in chosen:
+        say(f"{row.name}: {', '.join(row.flags)}")
+        cohort = _cohort(row, data, dry_run=dry_run)
+        how = replace(settings, models=",".join(arms), panel=_panel(row, dry_run=dry_run), name=row.name)
+        sides = row.published_split(cohort)
+        reports[row.name] = bench(cohort, out / row.name, how, splits=(sides,), say=say, progress=progress)
+    return _conclude(out, reports, rates, dry_run=dry_run)
+
+
+def _chosen(only: Sequence[str]) -> list[Dataset]:
+    known = {row.name.removeprefix("spared-"): row for row in rows()}
+    if unknown := [name for name in only if name not in known]:
+        raise ValueError(f"suite 'spared' has no dataset {unknown[0]!r}{nearest(unknown[0], list(known))}")
+    return [known[name] for name in only] if only else list(known.values())
+
+
+def _settings(settings: BenchSettings, out: Path, *, dry_run: bool) -> BenchSettings:
+    given = replace(
+        settings,
+        models=MODELS if settings.models == "auto" else settings.models,
+        controls="mean" if settings.controls == "auto" else settings.controls,
+        target=TARGET,
+        measured=True,
+        sections="all",
+        protocol="strict",
+        recipe="spared" if settings.recipe == "cpu" else settings.recipe,
+    )
+    if not dry_run:
+        return given
+    card = encoder_card(settings.encoder)
+    return replace(
+        given,
+        models="ridge,stnet" if settings.models == "auto" else settings.models,
+        recipe="tiny",
+        window_px=PHANTOM_WINDOW_PX,
+        out_px=card.px if card.fixed else min(card.px, 64),
+        store=settings.store or str(out / "store"),
+    )
+
+
+def _cohort(row: Dataset, data: str | Path | None, *, dry_run: bool) -> Cohort:
+    if dry_run:
+        return phantom_like(row.name, spots=_DRY_SPOTS, um_per_px=PHANTOM_UM_PER_PX).cohort
+    return catalog.load(row.name, data, sections="with-image")
+
+
+def _panel(row: Dataset, *, dry_run: bool) -> str:
+    return f"spared:{_DRY_GENES if dry_run else row.n_genes}"
+
+
+def _tuned(
+    chosen: Sequence[Dataset],
+    models: Sequence[str],
+    settings: BenchSettings,
+    out: Path,
+    data: str | Path | None,
+    *,
+    say: Say,
+    progress: Progress | None,
+) -> tuple[list[str], dict[str, float]]:
+    """The models, each with the learning rate that validation sections chose; and these rates."""
+    row = next((row for row in chosen if row.sides is not None and row.sides.val), chosen[0])
+    cohort = _cohort(row, data, dry_run=False)
+    sides = row.published_split(cohort)
+    train = cohort.subset(sides.train)
+    val = cohort.subset(sides.val) if sides.val else train  # `search` stops on it; without one, on its inner split
+    view = replace(settings.view(), panel=_panel(row, dry_run=False), among=cohort.genes("common"))
+    made, rates = [], {}
+    for model in models:
+        if card_of(parse(model)[0]).learns != "gradient" or not sides.val or "lr" in parse(model)[1]:
+            made.append(model)
+            continue
+        found: Search = search(
+            with_argument(model, "layer", SEARCHED), {"lr": RATES}, train, val, view=view, store=settings.open_store(),
+            recipe=settings.recipe, device=settings.device, folder=out / "search", progress=progress,
+        )  # fmt: skip
+        rates[model] = float(parse(found.best)[1]["lr"])
+        say(f"{model}: learning rate {rates[model]:g} of {RATES}, on {row.name}, layer {SEARCHED}")
+        made.append(with_argument(model, "lr", f"{rates[model]:g}"))
+    return made, rates
+
+
+def _conclude(out: Path, reports: dict[str, Report], rates: dict[str, float], *, dry_run: bool) -> SparedRun:
+    """Tables over datasets, written with their figures."""
+    values = per_dataset({name: report.summary for name, report in reports.items()}, [ERROR, ERROR_ZEROS, PCC])
+    why = left_out(reports)
+    ratios = normalised(values, metric=ERROR, left_out=list(why))
+    first = next(iter(reports.values()))
+    parameters = {card["model"]: int(card["parameters"]) for card in first.cells}
+    table = standing(ratios, parameters)
+    gains = pd.concat([gain_of_layers(_averaged(values, why), metric=m) for m in (ERROR, PCC)], ignore_index=True)
+    figures = _figures(values, ratios, table, reports)
+    for name, figure in figures.items():
+        with writing(out / f"{NAME}-{name}.svg") as file:
+            figure.savefig(file, format="svg", metadata={"Date": None})
+    for name, frame in (("values", values), ("standing", table.reset_index()), ("gains", gains)):
+        with writing(out / f"{NAME}-{name}.parquet") as file:
+            frame.to_parquet(file, index=False)
+    with writing(out / f"{NAME}.md") as file:
+        file.write(_text(values, table, gains, why, rates, reports, figures, dry_run=dry_run).encode())
+    return SparedRun(values, table, gains, rates, out)
+
+
+def _averaged(values: pd.DataFrame, why: dict[str, str]) -> pd.DataFrame:
+    return values[~values["dataset"].isin(why)]
+
+
+def _figures(
+    values: pd.DataFrame, ratios: pd.DataFrame, table: pd.DataFrame, reports: dict[str, Report]
+) -> dict[str, Figure]:
+    """Standing, size, spread of errors, and the best PCC per layer."""
+    controls = [model for model in ratios.columns if card_of(parse(model)[0]).control]
+    errors = {
+        model: np.concatenate(
+            [
+                r.rows.loc[(r.rows["model"] == model) & (r.rows["metric"] == ERROR), "value"].dropna().to_numpy()
+                for r in reports.values()
+            ]
+        )
+        for model in table.index
+    }
+    best = values[values["metric"] == PCC].assign(
+        layer=[arm(m)[1] for m in values.loc[values["metric"] == PCC, "model"]]
+    )
+    layers = best.pivot_table(index="dataset", columns="layer", values="value", aggfunc="max")
+    layers = layers[[name for name in dict.fromkeys(best["layer"]) if name in layers]]
+    return {
+        "standing": standing_dots(ratios, controls=controls),
+        "size": size_scatter(table),
+        "errors": error_violins(errors, controls=controls),
+        "layers": layer_pairs(layers, metric="best PCC over measured entries"),
+    }
+
+
+def _text(
+    values: pd.DataFrame,
+    table: pd.DataFrame,
+    gains: pd.DataFrame,
+    why: dict[str, str],
+    rates: dict[str, float],
+    reports: dict[str, Report],
+    figures: dict[str, Figure],
+    *,
+    dry_run: bool,
+) -> str:
+    """The whole conclusion as Markdown."""
+    shown = table.assign(
+        normalised=[f"{m:.3f} ± {s:.3f}" for m, s in zip(table["normalised"], table["sd"], strict=True)],
+        win_share=table["win_share"].map("{:.0%}".format),
+    ).drop(columns="sd")
+    wide = values.assign(value=values["value"].round(4)).pivot(
+        index=["dataset", "model"], columns="metric", values="value"
+    )
+    wide.index = pd.Index([f"{dataset}, {model}" for dataset, model in wide.index], name="dataset, model")
+    notes = [
+        f"Squared error over measured entries of the scored sections, log2(1 + counts per million), averaged over genes, "
+        f"sections and patients; over that of the best model on the dataset, then over {len(reports) - len(why)} datasets. "
+        "No batch was adjusted: errors on adjusted values are no part of any table.",
+        "A gain of completion is a gain over the arm `measured`, whose loss leaves out what was not measured; `mse` counts "
+        "zeros as observations.",
+        *[f"{name} is left out of averages: {reason}." for name, reason in why.items()],
+        *[note for report in reports.values() for note in report.card.get("split_notes", [])],
+    ]
+    searched = (
+        f"Learning rates, of {RATES} on layer `{SEARCHED}`: {rates}" if rates else "Learning rates: the recipes'."
+    )
+    lines = [f"# {NAME}: {len(reports)} datasets" + (f" ({DRY})" if dry_run else ""), ""]
+    lines += [f"> {note}" for note in dict.fromkeys(notes)]
+    lines += ["", searched, "", "## Over datasets", "", pipe(shown), ""]
+    lines += ["## What a layer brings over the loss on measured entries", "", pipe(gains.set_index("model")), ""]
+    lines += [f"![{name}]({NAME}-{name}.svg)" for name in figures]
+    lines += ["", "## Per dataset", "", pipe(wide), ""]
+    return "\n".join(lines)
