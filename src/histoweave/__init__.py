@@ -29,6 +29,7 @@ _PUBLIC = {
     "make_section": "histoweave.data.section:make_section",
     "phantom": "histoweave.data.phantom:phantom",
     "read_cohort": "histoweave.data.io:read_cohort",
+    "read_reference": "histoweave.data.io:read_reference",
     # splits and what is hidden
     "Holdout": "histoweave.data.holdout:Holdout",
     "Split": "histoweave.data.split:Split",
@@ -52,6 +53,11 @@ _PUBLIC = {
     "benchmark": "histoweave.commands:bench",
     "fit": "histoweave.commands:fit",
     "predict": "histoweave.commands:predict",
+    "CompleteSettings": "histoweave.settings:CompleteSettings",
+    "ImputeSettings": "histoweave.settings:ImputeSettings",
+    "complete": "histoweave.filling:complete",
+    "impute": "histoweave.filling:impute",
+    "run_spared": "histoweave.commands:run_spared",
     "run_suite": "histoweave.commands:run_suite",
     # what they are made of
     "Benchmark": "histoweave.bench.benchmark:Benchmark",

@@ -42,9 +42,7 @@ def dense(model: Spackle, x: Tensor, absent: Tensor | None, *, batch_first: bool
     """Every token (b, t, g) by torch's own encoder with the weights of the model, padding and all."""
     first: Any = model.layers[0]
     width, hidden = first.widen.in_features, first.widen.out_features
-    layer = nn.TransformerEncoderLayer(
-        width, first.heads, hidden, 0.0, batch_first=batch_first, norm_first=first.before
-    )
+    layer = nn.TransformerEncoderLayer(width, first.heads, hidden, 0.0, batch_first=batch_first)
     encoder = nn.TransformerEncoder(layer, len(model.layers), enable_nested_tensor=False)
     for theirs, ours in zip(encoder.layers, model.layers, strict=True):
         names = {"qkv.": "self_attn.in_proj_", "out.": "self_attn.out_proj.", "widen": "linear1", "narrow": "linear2"}
@@ -55,8 +53,7 @@ def dense(model: Spackle, x: Tensor, absent: Tensor | None, *, batch_first: bool
             state[key] = value
         theirs.load_state_dict(state)
     with torch.no_grad():
-        made = model.norm(encoder(model.lift(x), src_key_padding_mask=absent))
-        return model.drop(made) * model.sd + model.mean
+        return model.drop(encoder(model.lift(x), src_key_padding_mask=absent))
 
 
 def absent(batch: Batch) -> Tensor:

@@ -29,7 +29,7 @@ def test_parameter_count(genes: int, width: int, parameters: int) -> None:
         assert count(Spackle(Dims(genes=genes), width=width, legacy="batch-axis")) == parameters
 
 
-@pytest.mark.parametrize("arguments", [{}, {"norm": "pre", "heads": 2, "depth": 3}, {"depth": 1}])
+@pytest.mark.parametrize("arguments", [{}, {"heads": 2, "depth": 3}, {"depth": 1}])
 def test_it_is_the_encoder_of_torch(arguments: dict[str, Any]) -> None:
     model, batch = made(**arguments), make_batch()
     assert batch.ctx_expr is not None and batch.ctx_seen is not None
@@ -133,7 +133,7 @@ def test_the_image_of_the_spot() -> None:
         ({"objective": "center"}, "objective='center' is not one of"),
         ({"rate": 0.0}, "rate=0.0"),
         ({"drop_filled": 1.5}, "drop_filled=1.5"),
-        ({"preset": "plus", "legacy": "batch-axis"}, "skip=True lets them in: turn one off"),
+        ({"preset": "plus", "legacy": "batch-axis"}, "local=True does not: turn one off"),
         ({"heads": 3}, "width 32 cannot be split into 3 heads"),
         ({"hops": 0}, "hops=0; expected a whole number of 1 or more"),
     ],

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.models.section_batch import close, reached
+from tests.models.section_batch import Sections, close, reached
 from tests.models.spackle_batch import DIMS, SLOTS, SMALL, STILL, absent, dense, made, make_batch
-from torch import Tensor, nn
+from torch import Tensor
 
 from histoweave.batch import Batch, Dims, Needs
 from histoweave.models import parse
@@ -78,21 +78,24 @@ def test_marks_tell_a_zero_from_a_gap() -> None:
     assert not torch.allclose(model(zeros), model(gaps))
 
 
-def test_what_is_linear_may_pass_the_layers_by() -> None:
-    batch, model = make_batch(), made(skip=True, channels="mask")
-    assert batch.ctx_expr is not None and batch.ctx_seen is not None and model.skip is not None
+def test_values_may_be_taken_from_what_neighbours_show() -> None:
+    batch, model = make_batch(), made(local=True, standardize=True)
+    model.index(Sections(batch))
+    assert batch.ctx_expr is not None and batch.ctx_seen is not None
     seen, there = batch.ctx_seen, ~absent(batch)
-    before = [model(batch), model._complete(batch, batch.ctx_expr, seen, seen, there, centre=False)]
-    nn.init.normal_(model.skip.weight)  # it was 0
-    after = [model(batch), model._complete(batch, batch.ctx_expr, seen, seen, there, centre=False)]
-    rows = []
-    for b, t in there.nonzero().tolist():
-        others = [i for i in range(SLOTS) if i != t]
-        mean = batch.ctx_expr[b, others].sum(0) / (1 + seen[b, others].sum(0))
-        rows.append(model.skip.weight @ torch.cat([batch.ctx_expr[b, t], seen[b, t].float(), mean]))
-    more = torch.stack(rows)
-    close(after[1] - before[1], more)
-    close(after[0] - before[0], more[torch.cumsum(there.sum(1), 0) - there.sum(1)])
+    base = torch.zeros(len(batch), DIMS.genes)
+    for b in range(len(batch)):
+        for g in range(DIMS.genes):
+            shown = [(batch.ctx_expr[b, t, g] - model.mean[g]) / model.sd[g] for t in range(1, SLOTS) if seen[b, t, g]]
+            base[b, g] = sum(shown) / (0.3 + len(shown))
+    taken: list[Tensor] = []
+    model.lift.register_forward_hook(lambda _, inputs, __: taken.append(inputs[0]))
+    model.drop.register_forward_hook(lambda _, __, output: torch.zeros_like(output))
+    close(model(batch), base * model.sd + model.mean)
+    z = (batch.ctx_expr - model.mean) / model.sd - base[:, None]
+    close(taken[0], torch.where(seen, z, 0)[there])
+    made_all = model._complete(batch, batch.ctx_expr, seen, seen, there, centre=False)
+    close(made_all, (base * model.sd + model.mean)[there.nonzero()[:, 0]])
 
 
 def test_medians_are_asked_for_where_they_are_used() -> None:
@@ -104,12 +107,14 @@ def test_medians_are_asked_for_where_they_are_used() -> None:
 
 
 def test_presets_and_what_overrides_them() -> None:
-    plus = made(preset="plus", norm="post", drop_filled=0.25)
-    assert (plus.objective, plus.drop_filled, plus.marked, plus.standardize) == ("centre", 0.25, True, True)
-    assert isinstance(plus.norm, nn.Identity) and isinstance(made(preset="plus").norm, nn.LayerNorm)
-    assert made(preset="plus", standardize=False).standardize is False
-    paper = made()
-    assert (paper.objective, paper.drop_filled, paper.marked, paper.standardize) == ("all", 0.0, False, False)
+    def of(model: Spackle) -> tuple[object, ...]:
+        return (model.rule, model.objective, model.drop_filled, model.marked, model.standardize, model.local)
+
+    assert of(made()) == ("all", "all", 0.0, False, False, False)
+    assert of(made(preset="plus")) == ("measured", "centre", 1.0, True, True, True)
+    mixed = made(preset="plus", rule="all", objective="masked", drop_filled=0.25, channels="value", local=False)
+    assert of(mixed) == ("all", "masked", 0.25, False, True, False)
+    assert of(made(preset="plus", standardize=False)) == ("measured", "centre", 1.0, True, False, True)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def test_dropout_is_random_in_training_only() -> None:
 @pytest.mark.parametrize(("legacy", "below", "above"), [((), 0.0, 0.35), ("batch-axis", 0.8, 9.0)])
 def test_only_attention_over_neighbours_learns_from_them(legacy: Any, below: float, above: float) -> None:
     """A value that a spot shares with its neighbours, and shows nothing of itself."""
-    model = Spackle(DIMS, **(STILL | {"preset": "plus", "skip": False, "legacy": legacy})).train()
+    model = Spackle(DIMS, **(STILL | {"preset": "plus", "local": False, "legacy": legacy})).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     ones = torch.ones(64, SLOTS, DIMS.genes)
     for _ in range(60):

@@ -130,6 +130,10 @@ class Centred(NamedTuple):
         gram = gram * varies[:, None] * varies
         return cls(gram, cross * varies[:, None] * moves, total * moves, x, y, n, eps * float(lost.max()))
 
+    def intercept(self, coef: Tensor) -> Tensor:
+        """Intercepts (a, g) that go with coefficients (a, d, g)."""
+        return self.y - torch.einsum("d,adg->ag", self.x, coef)
+
 
 def ridge_path(sums: Moments, alphas: Tensor) -> Path:
     """Minimises ‖y - Xw - b‖² + α‖w‖² for every penalty and every gene by one eigendecomposition, float64.
@@ -158,7 +162,7 @@ def ridge_path(sums: Moments, alphas: Tensor) -> Path:
     coef = vectors @ shrunk
     if (alphas == 0).any():
         coef[alphas == 0] = least_squares(data)
-    return Path(coef, data.y - torch.einsum("d,adg->ag", data.x, coef))
+    return Path(coef, data.intercept(coef))
 
 
 def least_squares(data: Centred) -> Tensor:
