@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from histoweave import _keys as K
@@ -72,10 +73,17 @@ class Matched:
     imputed: tuple[str, ...]
     unknown: tuple[str, ...]
 
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """Genes of the target alone whose name is that of an imputed one but for its case: probably the same gene."""
+        lower = {gene.lower() for gene in self.imputed}
+        return tuple(gene for gene in self.unknown if gene.lower() in lower)
+
     def __str__(self) -> str:
-        return (
-            f"{len(self.shared)} genes shared, {len(self.imputed)} to impute, {len(self.unknown)} of the target alone"
-        )
+        text = f"{len(self.shared)} genes shared, {len(self.imputed)} to impute, {len(self.unknown)} of the target alone"
+        if self.alike:
+            text += f" (WARNING: {len(self.alike)} of these are imputed ones but for case, such as {self.alike[0]!r}: rename them)"
+        return text
 
 
 def match_genes(origin: Cohort, target: Cohort, wanted: str | None = None) -> Matched:
@@ -92,8 +100,8 @@ def match_genes(origin: Cohort, target: Cohort, wanted: str | None = None) -> Ma
         No shared gene (with those that agree if case is ignored), nothing to impute, or a wanted gene that is not there.
     """
     known, here = origin.genes("common"), target.genes("common")
-    shared = tuple(gene for gene in here if gene in set(known))
-    anywhere = set(target.genes("union"))
+    there, anywhere = set(known), set(target.genes("union"))
+    shared = tuple(gene for gene in here if gene in there)
     missing = tuple(gene for gene in known if gene not in anywhere)
     if not shared:
         alike = sorted({gene.lower() for gene in known} & {gene.lower() for gene in here})
@@ -107,15 +115,15 @@ def match_genes(origin: Cohort, target: Cohort, wanted: str | None = None) -> Ma
             f"{', '.join(known[:3])}, …). Are both symbols, or both Ensembl ids?{hint}"
         )
     if wanted is not None:
-        asked = [gene.strip() for gene in wanted.split(",") if gene.strip()]
-        if absent := [gene for gene in asked if gene not in set(missing)]:
+        asked = list(dict.fromkeys(gene.strip() for gene in wanted.split(",") if gene.strip()))
+        if absent := sorted(set(asked) - set(missing), key=asked.index):
             raise ValueError(
                 f"genes {', '.join(map(repr, absent[:5]))} cannot be imputed: the target measures them, or the reference does not"
             )
         missing = tuple(asked)
     if not missing:
         raise ValueError(f"the target measures all {len(known)} genes of the reference; there is nothing to impute")
-    return Matched(shared, missing, tuple(gene for gene in here if gene not in set(known)))
+    return Matched(shared, missing, tuple(gene for gene in here if gene not in there))
 
 
 def impute(
@@ -151,12 +159,17 @@ def impute(
     found = match_genes(origin, target, settings.genes)
     shared = Cohort(_only(section, found.shared) for section in target)
     if is_imputer(settings.method):
-        kept = Cohort(_only(section, (*found.shared, *found.imputed)) for section in origin)
-        made = Transfer(settings.method, seed=settings.seed).fit(kept).predict(shared)
+        made = Transfer(settings.method, seed=settings.seed, genes=found.imputed).fit(origin).predict(shared)
     else:
+        if len(found.imputed) < 2:
+            raise ValueError(
+                f"{settings.method} gives shares of the imputed genes, and with {found.imputed[0]!r} alone every share is "
+                "1; impute two genes or more (`--genes`), or use an imputer such as ridge-expression"
+            )
         learner = _learner(settings, found, progress)
         layers.check_sections(learner.spec, shared)  # before an hour of training, not after it
         made = learner.fit(origin).predict(shared)
+    made.uns[K.UNS] |= {name: list(getattr(found, name)) for name in ("shared", "unknown")}
     return _written(made, out), found
 
 
@@ -166,11 +179,21 @@ def imputing() -> list[str]:
 
 
 def reference(path: str | Path, groups: str | None = None) -> Cohort:
-    """Single cells to impute from; their types are those of `groups`, else of ``cell_type`` where the file has it."""
-    if groups is not None:
+    """Single cells to impute from.
+
+    Parameters
+    ----------
+    groups
+        Column with the type of each cell; ``""``: none. By default ``cell_type``, where the file has it and every cell has
+        one of at least two types.
+    """
+    if groups:
         return Cohort([read_reference(path, groups)])
     found = read_reference(path, None)
-    return Cohort([read_reference(path)]) if "cell_type" in found.spots.obs else Cohort([found])
+    types = found.spots.obs.get("cell_type")
+    if groups is None and types is not None and types.notna().all() and types.nunique() > 1:
+        found.spots.obs[K.GROUP] = pd.Categorical(types.astype(str))
+    return Cohort([found])
 
 
 def _learner(settings: ImputeSettings, found: Matched, progress: Progress | None) -> Learner:

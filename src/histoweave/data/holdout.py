@@ -21,6 +21,7 @@ from histoweave.data.section import Cohort, Section
 from histoweave.data.split import Split
 
 _PLACE = (K.ROW, K.COL)  # the columns of obs that say where a spot is, and nothing about its expression
+_GIVEN = (*_PLACE, K.LIBRARY, K.SIZE_FACTOR)  # of a section with hidden entries: what counts are divided by is no secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,14 @@ def _hidden_genes(parts: Sequence[str], genes: tuple[str, ...]) -> tuple[str, ..
     raise ValueError(f"{':'.join(parts)!r} is not understood")
 
 
+def _counts(section: Section) -> sparse.csr_matrix:
+    """Counts of a section in order and without stored zeros (n, G), so that the same is drawn of equal counts."""
+    counts = sparse.csr_matrix(section.spots.X, copy=True)
+    counts.sum_duplicates()  # sorts too
+    counts.eliminate_zeros()
+    return counts
+
+
 def _generator(seed: int, section: Section) -> np.random.Generator:
     """A generator for the seed and the name of the section, so that sections can be held out in any order."""
     digest = hashlib.blake2b(f"{seed}/{section.id}".encode(), digest_size=8).digest()
@@ -163,7 +172,7 @@ class Holdout:
             return sparse.csr_matrix(np.broadcast_to(section.genes.isin(self.hide.names), shape))
         if isinstance(self.hide, Thin):
             return sparse.csr_matrix(self._thinned(section) > 0)
-        counts = section.spots.X.tocsr()
+        counts = _counts(section)
         rate = np.full(shape[1], self.hide.rate)
         if self.hide.of == "all":
             fraction = np.asarray((counts > 0).mean(axis=0)).ravel()
@@ -177,7 +186,7 @@ class Holdout:
     def _thinned(self, section: Section) -> sparse.csr_matrix:
         """The transcripts of a section that are hidden by `Thin`: counts (n, G)."""
         assert isinstance(self.hide, Thin)
-        counts = section.spots.X.tocsr()
+        counts = _counts(section)
         taken = _generator(self.hide.seed, section).binomial(counts.data.astype(np.int64), self.hide.rate)
         hidden = sparse.csr_matrix(
             (taken.astype(np.float32), counts.indices.copy(), counts.indptr.copy()), shape=counts.shape
@@ -213,7 +222,8 @@ class Holdout:
             place[K.LIBRARY] = np.asarray(counts.sum(axis=1)).ravel()
             return section.with_spots(AnnData(X=counts, obs=place, var=spots.var.copy(), obsm={K.SPATIAL: section.xy}))
         hidden = self.hidden(section)
-        shown = AnnData(X=counts, obs=spots.obs.copy(), var=spots.var.copy(), obsm={K.SPATIAL: section.xy})
+        known = spots.obs[[column for column in _GIVEN if column in spots.obs]].copy()
+        shown = AnnData(X=counts, obs=known, var=spots.var.copy(), obsm={K.SPATIAL: section.xy})
         # Kept as "what was hidden": dense "what was shown" would not fit for a whole transcriptome.
         shown.layers[K.HIDDEN] = hidden
         return section.with_spots(shown)
@@ -233,11 +243,10 @@ class Holdout:
             (rng.integers(1, 10_000, hidden.nnz).astype(np.float32), (hidden.row, hidden.col)), shape=hidden.shape
         )
         spots.X = sparse.csr_matrix(spots.X - spots.X.multiply(hidden) + noise)
+        kept = _GIVEN
         if not isinstance(self.hide, Entries):  # for entries the library is computed before hiding and counts as given
-            spots.obs[K.LIBRARY] = np.asarray(spots.X.sum(axis=1)).ravel()
-            # All else that stands beside the spots may have been computed from what is hidden.
-            derived = [column for column in spots.obs if column not in (*_PLACE, K.LIBRARY)]
-            spots.obs = spots.obs.assign(
-                **{c: pd.Series(rng.random(section.n), index=spots.obs_names) for c in derived}
-            )
+            spots.obs[K.LIBRARY], kept = np.asarray(spots.X.sum(axis=1)).ravel(), (*_PLACE, K.LIBRARY)
+        # All else that stands beside the spots may have been computed from what is hidden.
+        derived = [column for column in spots.obs if column not in kept]
+        spots.obs = spots.obs.assign(**{c: pd.Series(rng.random(section.n), index=spots.obs_names) for c in derived})
         return section.with_spots(spots)

@@ -28,7 +28,9 @@ class Sequencing:
         How often a cell occurs, at least, in a pass over all cells.
     rule
         ``code``: repeats · (floor(cells / length) + 1) sequences of a region, the list of its cells going round until
-        they are full, so that small regions are used too; ``paper``: floor(cells · repeats / length), the rest left out.
+        they are full, so that small regions are used too (with one repeat no more than hold every cell once); ``paper``:
+        floor(cells · repeats / length), the rest left out. That is in training: where nothing is drawn at random, every
+        cell is in a sequence by either.
     """
 
     length: int = 64
@@ -76,12 +78,13 @@ class Regions:
         self._patch = torch.from_numpy(np.concatenate(patches)).to(device)
 
     def sequences(self, rows: Tensor, how: Sequencing, generator: torch.Generator | None) -> list[list[Tensor]]:
-        """Sequences of rows, region by region; in random order with a generator."""
+        """Sequences of rows, region by region; in random order with a generator, and without one with every row."""
         made = []
         order = torch.argsort(self.of[rows], stable=True)
         sizes = torch.unique_consecutive(self.of[rows][order], return_counts=True)[1]
         for part in rows[order].split(sizes.tolist()):
-            number = how.number(len(part))
+            least = -(-len(part) // how.length) if generator is None else 0  # every cell is predicted
+            number = max(how.number(len(part)), least)
             wanted = number * how.length
             passes = -(-wanted // len(part))
             orders = [_order(len(part), generator).to(part.device) for _ in range(passes)]
@@ -94,6 +97,11 @@ class Regions:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows (b,) and sequence (b,) of batches of at most `per_batch` sequences; those of a region follow each other."""
         queue = [sequence for region in self.sequences(rows, how, generator) for sequence in region]
+        if not queue:
+            raise ValueError(
+                f"no region of {SIDE_PX * UM_PER_PX:.0f} µm has enough of the {len(rows)} cells for a sequence of "
+                f"{how.length} by the paper's rule with {how.repeats} repeats; use rule=code, a smaller length, or more repeats"
+            )
         for i in range(0, len(queue), per_batch):
             taken = queue[i : i + per_batch]
             yield torch.cat(taken), torch.arange(len(taken), device=self._device).repeat_interleave(how.length)

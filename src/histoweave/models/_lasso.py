@@ -77,11 +77,6 @@ def lasso_path(sums: Moments | GeneMoments, alphas: Tensor, *, tol: float = 1e-6
 class _Job:
     """The problem on features of unit variance, in which feature j has the penalty α / sd_j."""
 
-    sd: Tensor
-    gram: Tensor
-    cross: Tensor
-    total: Tensor
-
     def __init__(self, data: Centred, tol: float) -> None:
         sd = (data.gram.diagonal() / data.n).clamp(min=0).sqrt()
         sd = torch.where(sd > 0, sd, 1.0)
@@ -109,9 +104,9 @@ class _Job:
         """The rows and columns `order` (f, m) of the Gram matrix of the genes `of` (f,): (f, m, m)."""
         return self.gram[order[:, :, None], order[:, None]]
 
-    def solve_whole(self, right: Tensor, of: Tensor) -> Tensor:
-        """Solutions (d, f) of the whole Gram matrix of the genes `of` (f,) for right sides (d, f)."""
-        return _solve(self.gram[None], right[None])[0]
+    def whole(self, right: Tensor, full: Tensor, of: Tensor) -> Tensor:
+        """Solutions for the right sides (d, f) of the genes `of` (f,) that are `full` (f,), with the whole matrix."""
+        return _solve(self.gram[None], right[None, :, full])[0]
 
     def gap(self, w: Tensor, alpha: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
         """Duality gap of w (d, f) and the objective, both (f,), for the genes `of` (f,).
@@ -197,7 +192,7 @@ class _Job:
         exact = torch.zeros_like(w)
         full = on.all(dim=0)
         if full.any():
-            exact[:, full] = self.solve_whole(right[:, full], of[full])
+            exact[:, full] = self.whole(right, full, of)
         some = torch.nonzero(~full).squeeze(1)
         most = int(on[:, some].sum(dim=0).max()) if len(some) else 0
         for rows in some.split(max(1, _HELD // max(most, 1) ** 2)):
@@ -237,9 +232,9 @@ class _OwnGram(_Job):
         """Rows and columns of each gene's own (f, m, m)."""
         return self.gram[of[:, None, None], order[:, :, None], order[:, None]]
 
-    def solve_whole(self, right: Tensor, of: Tensor) -> Tensor:
-        """Solutions (d, f), each of its own."""
-        return _solve(self.gram[of], right.T[..., None])[..., 0].T
+    def whole(self, right: Tensor, full: Tensor, of: Tensor) -> Tensor:
+        """Solutions with each gene's own matrix."""
+        return _solve(self.gram[of[full]], right[:, full].T[..., None])[..., 0].T
 
 
 def _solve(systems: Tensor, right: Tensor) -> Tensor:

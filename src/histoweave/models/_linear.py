@@ -5,7 +5,7 @@ Letters: b spots of a chunk, n all spots, k folds, d features, g genes, a penalt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,6 +88,11 @@ class Path(NamedTuple):
 
     coef: Tensor
     intercept: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Path]) -> Path:
+        """Of the genes of all parts, one after the other."""
+        return cls(torch.cat([part.coef for part in parts], 2), torch.cat([part.intercept for part in parts], 1))
 
     def pick(self, best: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients (d, g) and intercepts (g,) at the penalty of each gene (g,)."""

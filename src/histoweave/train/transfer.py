@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,9 +60,15 @@ class Transfer:
         the view's panel over their sum. Without one they are as the imputer gives them, of all genes that a target lacks.
     seed
         Of whatever the imputer draws.
+    genes
+        What to impute where there is no view; by default all that a target lacks. Totals are over all genes of the
+        reference either way, so a value does not depend on what else is imputed.
     """
 
-    def __init__(self, imputer: str | Imputer, view: View | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, imputer: str | Imputer, view: View | None = None, *, seed: int = 0, genes: Sequence[str] | None = None
+    ) -> None:
+        self.wanted = None if genes is None else tuple(genes)
         self.model = imputer if isinstance(imputer, str) else type(imputer).__name__
         self.imputer = create_imputer(imputer) if isinstance(imputer, str) else imputer
         self.view, self.seed = view, seed
@@ -128,10 +135,11 @@ class Transfer:
 
     def _impute(self, train: Cohort, section: Section) -> AnnData:
         shared, missing = self.genes(train, section)
-        reference = sparse.vstack([s.counts([*shared, *missing]) for s in train], format="csr")
+        reference = _reference(train, [*shared, *missing])
         found = self.imputer(reference, section.counts(shared), seed=self.seed, groups=_groups(train))
         self.notes[section.id] = found.notes
-        values, spread = found.values, found.spread
+        values, spread = (v if v is None else v[:, : len(missing)] for v in (found.values, found.spread))
+        assert values is not None
         if self.fitted is not None:
             values, spread = _shares(values, logarithmic=self.imputer.logarithmic), None
         obs = pd.DataFrame(
@@ -155,7 +163,7 @@ class Transfer:
             shared, missing = list(self.view.shared), list(self.fitted.genes.genes)
         else:
             shared = [gene for gene in section.genes if gene in known]
-            missing = [gene for gene in train.genes("common") if gene not in here]
+            missing = [gene for gene in self.wanted or train.genes("common") if gene not in here]
         if not shared or not missing:
             alike = {gene.lower() for gene in known} & {gene.lower() for gene in here}
             hint = (
@@ -180,6 +188,17 @@ def _shares(values: np.ndarray, *, logarithmic: bool) -> np.ndarray:
     plain = np.maximum(plain, 0.0)
     total = plain.sum(axis=1, keepdims=True)
     return (plain / np.where(total > 0, total, 1.0)).astype(np.float32)
+
+
+def _reference(train: Cohort, genes: list[str]) -> sparse.csr_matrix:
+    """Counts of the genes in all cells, CSR (n, g); where cells have counts of others, these together as a last column.
+
+    So totals stay those over all genes of the reference, whichever of them are imputed.
+    """
+    counts = sparse.vstack([section.counts(genes) for section in train], format="csr")
+    total = np.concatenate([np.asarray(s.spots.X.sum(axis=1, dtype=np.float64)).ravel() for s in train])
+    rest = total - np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    return sparse.hstack([counts, sparse.csr_matrix(rest[:, None])], format="csr") if rest.any() else counts
 
 
 def _groups(train: Cohort) -> np.ndarray | None:

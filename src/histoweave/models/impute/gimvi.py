@@ -67,7 +67,7 @@ class GimVI:
     time round. (6) Neither side is split into technical batches. (7) The tables are not changed.
     """
 
-    scale: ClassVar[str] = "share of a cell's counts over shared and imputed genes together"
+    scale: ClassVar[str] = "share of a cell's counts over all genes of the reference"
     logarithmic: ClassVar[bool] = False
     card: ClassVar[Card] = Card(
         title="gimVI",

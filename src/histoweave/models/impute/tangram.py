@@ -67,7 +67,7 @@ class Tangram:
     given, also where 0 was asked for; here 0 is 0.
     """
 
-    scale: ClassVar[str] = "expected counts per 10,000 counts of a reference cell, over shared and imputed genes"
+    scale: ClassVar[str] = "expected counts per 10,000 counts of a reference cell, over all genes"
     logarithmic: ClassVar[bool] = False
     card: ClassVar[Card] = Card(
         title="Tangram",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histoweave.batch import Batch, Card, Dims, FeedLike, Needs
-from histoweave.models._bank import Bank
+from histoweave.models._bank import Bank, average
 from histoweave.models._checks import at_least, given, one_of
 from histoweave.models._trunk import Trunk
 
@@ -62,8 +62,9 @@ class BLEEP(nn.Module):
     were BGR bytes without normalisation and were flipped and turned at inference too; here they are RGB, normalised,
     and turned in training only. (4) They correct the gene matrix for batch effects over all slides, the test slide
     included; here nothing is learnt from it. (5) They stop on a random fifth of the spots, here on held-out patients.
-    (6) They sum similarities within the part of a batch that a device holds, here within the batch. (7) Spots without
-    a value for every gene take no part in the loss and are not looked up.
+    (6) They sum similarities within the part of a batch that a device holds, here within the batch. (7) Where a gene of
+    a spot is not measured, the expression head reads its training mean; the spots that are looked up are averaged over
+    those that have the gene. Spots without any gene take no part.
     """
 
     card: ClassVar[Card] = Card(
