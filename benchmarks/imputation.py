@@ -26,6 +26,8 @@ from histoweave.commands import bench
 from histoweave.data.io import read_cohort
 from histoweave.data.section import Cohort, Section
 from histoweave.data.split import Split
+from histoweave.pl import Plate, marker_map
+from histoweave.pl.imputation import boxes_by_m
 from histoweave.report import write_html
 from histoweave.settings import BenchSettings
 
@@ -35,6 +37,7 @@ GUARD_UM, BAND_PX = 500.0, 2295
 PART_PX = (5000, 11000)  # of the bands' 17,078 px in x: what a machine without an accelerator gets through
 SHARED = (50, 100, 150, 200)
 COMMON = 200  # genes imputed at every number of shared genes are those after the first 200
+MAPS = 3  # genes that are drawn
 METHODS = "spage,anchors,gimvi[epochs=20],tangram[mode=cells,epochs=200],xmint,xmint[image=off]"
 CONTROLS = "gene-mean,knn-expression,ridge-expression,pca-knn"
 
@@ -103,6 +106,7 @@ def page(work: Path, genes: list[int]) -> None:
         "",
         pipe(_table(reports, "pcc", common=True)),
         "",
+        *_figures(reports, cohort),
         *_recipes(reports),
     ]
     (RESULTS / f"{NAME}.md").write_text("\n".join(lines), encoding="utf-8")
@@ -121,6 +125,41 @@ def _table(reports: dict[int, Report], metric: str, *, common: bool) -> pd.DataF
         mean, sd = runs.groupby("model").mean(), runs.groupby("model").std(ddof=0)
         columns[f"m = {m}"] = {model: f"{mean[model]:.3f} ± {sd[model]:.3f}" for model in report.models}
     return pd.DataFrame(columns).rename_axis("model")
+
+
+def _per_gene(reports: dict[int, Report], metric: str) -> pd.DataFrame:
+    """Columns gene, model, m, value: mean over directions and seeds of the genes that are imputed at every m."""
+    parts = []
+    for m, report in reports.items():
+        rows = report.rows[report.rows["metric"] == metric]
+        value = rows.groupby(["model", "gene"], observed=True)["value"].mean().reset_index()
+        parts.append(value.assign(m=m))
+    table = pd.concat(parts, ignore_index=True)
+    always = set.intersection(*(set(part["gene"]) for part in parts))
+    order = {model: i for report in reports.values() for i, model in enumerate(report.models)}
+    return table[table["gene"].isin(always)].sort_values("model", key=lambda names: names.map(order), kind="stable")
+
+
+def _figures(reports: dict[int, Report], cohort: Cohort) -> list[str]:
+    """Boxes over genes by m, and maps of the genes that are best told, by all methods at the largest m, A → B."""
+    table = _per_gene(reports, "spearman_bins")
+    last = reports[max(reports)]
+    controls = {card["model"] for card in last.cells if card["control"]}
+    boxes_by_m(table, controls=controls).savefig(RESULTS / f"{NAME}-genes.svg", metadata={"Date": None})
+    lines = ["## Per gene, by the number of shared genes", "", f"![boxes]({NAME}-genes.svg)", ""]
+    best = table[table["m"] == max(reports)].groupby("gene")["value"].median().nlargest(MAPS).index
+    fold = next(iter(last.card["folds"]))
+    made = {model: last.prediction(model, fold) for model in last.models}
+    (section,) = cohort.subset(last.card["folds"][fold])
+    rows = last.rows[(last.rows["metric"] == "pcc") & (last.rows["fold"] == fold)]
+    for gene in best:
+        truth = next(iter(made.values()))[:, [gene]].layers["truth"].ravel()
+        shown = {model: one[:, [gene]].X.ravel() for model, one in made.items()}
+        pcc = rows[rows["gene"] == gene].groupby("model", observed=True)["value"].mean().to_dict()
+        figure = marker_map(Plate.of(section), gene, truth, shown, pcc=pcc, units=str(last.cells[0]["units"]))
+        figure.savefig(RESULTS / f"{NAME}-{gene}.png", dpi=130, facecolor="white")
+        lines += [f"### {gene}, {fold}, {max(reports)} shared genes", "", f"![{gene}]({NAME}-{gene}.png)", ""]
+    return lines
 
 
 def _recipes(reports: dict[int, Report]) -> list[str]:

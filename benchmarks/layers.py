@@ -99,7 +99,9 @@ def page(reports: list[Report], *, command: str) -> str:
         "",
         "What counts of 0 are in training: `raw`: zeros; `measured`: left out of the loss; else filled in by the model named. "
         "All are scored on the same truth: over measured entries (`_measured`), and over all entries with zeros as "
-        "observations. A gain of completion is a gain over `measured`. Recipe `tiny`: no model's best.",
+        "observations. A gain of completion is a gain over `measured`. Recipe `tiny`: no model's best. The phantom's panel is "
+        "chosen by Moran's I, which prefers genes that follow the tissue at large and hardly show in a window, so correlations "
+        "are low.",
     ]
     for report in reports:
         lines += ["", f"## {report.card['benchmark']}", "", pipe(table(report)), ""]

@@ -81,7 +81,7 @@ def test_names_that_differ_in_case_are_told(small: Phantom) -> None:
 def test_nothing_to_impute_is_told(small: Phantom) -> None:
     with pytest.raises(ValueError, match="there is nothing to impute"):
         match_genes(small.cohort[:2], small.cohort[2:])
-    with pytest.raises(ValueError, match="'ridge' does not impute. Known: gene-mean"):
+    with pytest.raises(ValueError, match=r"'ridge' does not impute\. Known: gene-mean"):
         impute(
             Cohort([part(small.cohort[2], list(small.cohort[2].genes[:5]))]), small.cohort[:2], None,
             ImputeSettings(method="ridge", threads=1),

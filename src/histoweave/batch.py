@@ -206,8 +206,9 @@ class SpotModel(Protocol):
     ``index(feed)``, called once before training with all training spots: reference banks, normal equations, means;
     ``choose(feed)``, which takes a setting that `index` left open (a penalty) by its error on validation spots;
     ``features(batch)`` (b, d), which lets it be the first stage of another; and ``hops`` and ``halo``, how far its neighbours
-    reach and how far it looks around a region of a section, in lattice steps; and ``sequencing``, the length of its
-    sequences, how often a spot occurs in them at least, and by which rule (see `histoweave.feed.Sequencing`).
+    reach and how far it looks around a region of a section, in lattice steps; ``sequencing``, the length of its
+    sequences, how often a spot occurs in them at least, and by which rule (see `histoweave.feed.Sequencing`); and
+    ``needs_zeros``, True where it cannot learn from entries above 0 alone.
     """
 
     card: ClassVar[Card]

@@ -80,9 +80,12 @@ class Matched:
         return tuple(gene for gene in self.unknown if gene.lower() in lower)
 
     def __str__(self) -> str:
-        text = f"{len(self.shared)} genes shared, {len(self.imputed)} to impute, {len(self.unknown)} of the target alone"
+        text = (
+            f"{len(self.shared)} genes shared, {len(self.imputed)} to impute, {len(self.unknown)} of the target alone"
+        )
         if self.alike:
-            text += f" (WARNING: {len(self.alike)} of these are imputed ones but for case, such as {self.alike[0]!r}: rename them)"
+            some = f"{len(self.alike)} of these are imputed ones but for case, such as {self.alike[0]!r}"
+            text += f" (WARNING: {some}: rename them)"
         return text
 
 

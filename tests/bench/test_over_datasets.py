@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +55,16 @@ def test_arms_are_told_apart_by_the_layer_alone() -> None:
 
 def test_the_suite_on_phantoms(tmp_path: Path) -> None:
     said: list[str] = []
-    how = BenchSettings(models="ridge", threads=1, store=str(tmp_path / "store"))
-    made = run_spared(
+    how = BenchSettings(models="ridge", threads=1, store=str(tmp_path / "store"), hide="entries:0.3", rates="0.5")
+    made = run_spared(  # what is hidden is the suite's, whatever the settings say
         tmp_path, how, only=["mirzazadeh_mouse_bone", "fan_mouse_olfatory_bulb"], layers=("raw", "measured", "median"),
         dry_run=True, say=said.append,
     )  # fmt: skip
-    assert set(made.standing.index) == {"mean", "ridge", "ridge[layer=measured]", "ridge[layer=median]"}
+    assert set(made.standing.index) == {"mean", *(f"ridge[layer={layer}]" for layer in ("raw", "measured", "median"))}
     assert set(made.gains["layer"]) == {"raw", "median"}
+    assert set(made.values["metric"]) == {"mse", "mse_measured", "pcc_measured"}
+    run = json.loads((tmp_path / "spared-mirzazadeh_mouse_bone" / "run.json").read_text(encoding="utf-8"))
+    assert run["hide"] == "Everything()"
     text = (tmp_path / "spared.md").read_text(encoding="utf-8")
     assert "validation-selected" in text and "values mean nothing" in text
     assert {path.name for path in tmp_path.glob("spared-*.svg")} == {

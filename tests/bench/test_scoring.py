@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 from scipy.stats import spearmanr
 
 from histoweave.bench.scoring import binned_spearman, score
 from histoweave.bench.summary import over_entries
-from histoweave.commands import bench
+from histoweave.commands import bench, make_benchmark
 from histoweave.data.holdout import Entries, Holdout, Thin
 from histoweave.data.phantom import Phantom
 from histoweave.data.section import Cohort
@@ -75,6 +76,24 @@ def test_over_entries_counts_each_entry_once() -> None:
     assert made.to_dict() == {"mse_entries": 2.5, "mse_entries@0.5": 5.0}
 
 
+def test_genes_of_which_nothing_is_left_are_dropped_and_counted(small: Phantom, view: View) -> None:
+    cohort = small.cohort
+    split = leave_one_out(cohort)[0]
+    fitted = replace(view, target=Target.preset("log1p-cpm")).fit(cohort.subset(split.train))
+    section = cohort.subset(split.test)[0]
+    counts = section.spots.X.toarray()
+    rare = section.genes.get_loc(fitted.genes.genes[3])
+    counts[section.n // 5 :, rare] = 0
+    spots = section.spots.copy()
+    spots.X = csr_matrix(counts)
+    section = section.with_spots(spots)
+    made = np.zeros((section.n, len(fitted.genes)), np.float32)
+    frame, _, mask = score(fitted, section, made, Holdout(split, Entries(0.3, of="all")))
+    assert frame["dropped"].to_list() == [float(g == 3) for g in range(len(fitted.genes))]
+    assert frame["entries"].iloc[3] == 0 and np.isnan(frame["mse"].iloc[3]) and not mask[:, 3].any()
+    assert "dropped" not in score(fitted, section, made, Holdout(split, Entries(0.3)))[0]
+
+
 def test_a_benchmark_of_completion_and_its_report(small: Phantom, tmp_path: Path) -> None:
     how = BenchSettings(
         hide="entries:0.3", rates="0.1,0.6", models="median,spackle[width=16,hidden=32]", controls="zero,gene-mean,ridge-visible",
@@ -104,6 +123,7 @@ def test_a_benchmark_of_thinned_counts_and_its_report(small: Phantom, tmp_path: 
     assert set(report.tests["reference"]) == {"ridge-visible"}
     page = write_html(report, small.cohort).read_text(encoding="utf-8")
     assert "deviance explained" in page and "Against ridge-visible" in page
+    assert "pcc_pooled" not in set(report.summary["metric"])  # the whole count of a spot has a part that was shown
 
 
 def test_a_benchmark_of_imputation(small: Phantom, tmp_path: Path) -> None:
@@ -119,7 +139,7 @@ def test_a_benchmark_of_imputation(small: Phantom, tmp_path: Path) -> None:
 
 
 def test_entries_and_models_that_do_not_go_together(small: Phantom, tmp_path: Path) -> None:
-    def run(**how: str) -> None:
+    def run(**how: object) -> None:
         bench(small.cohort, tmp_path / "no", BenchSettings(store=str(tmp_path), threads=1, controls="", **how))  # type: ignore[arg-type]
 
     with pytest.raises(ValueError, match=r"--hide entries:0\.3"):
@@ -128,4 +148,19 @@ def test_entries_and_models_that_do_not_go_together(small: Phantom, tmp_path: Pa
         run(models="median", hide="entries:0.3", panel="top-mean:10")
     with pytest.raises(ValueError, match="rates of hidden entries"):
         run(models="mean", rates="0.1", target="log1p-cpm", panel="top-mean:10")
+    entries = {"models": "gene-mean", "hide": "entries:0.3", "target": "log1p-cpm", "panel": "top-mean:10"}
+    with pytest.raises(ValueError, match="joined by commas"):
+        run(**entries, rates="0.1,half")
+    with pytest.raises(ValueError, match=r"rate=1\.5 of hidden entries"):
+        run(**entries, rates="0.1,1.5")
+    with pytest.raises(ValueError, match="name a rate twice"):
+        run(**entries, rates="0.1,0.10000001")
+    for target in ("log1p-given", "log1p-cpm[smooth=grid8]"):
+        with pytest.raises(ValueError, match="no expected counts can be told"):
+            run(models="mean", hide="thin:0.5", target=target, panel="top-mean:10")
+    with pytest.raises(ValueError, match="measured=True"):
+        run(models="gene-mean", hide="thin:0.5", target="log1p-cpm", panel="top-mean:10", measured=True)
+    assert not (tmp_path / "no").exists()
+    plain = make_benchmark(small.cohort, BenchSettings(**entries, controls="", rates="0.1,0.3,0.1"))  # type: ignore[arg-type]
+    assert plain.rates == (0.1,)
     assert isinstance(Holdout(leave_one_out(small.cohort)[0], Entries(0.2)), Holdout)

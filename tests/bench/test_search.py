@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from histoweave.bench.plan import TooLong
+from histoweave.bench.benchmark import Benchmark
+from histoweave.bench.plan import TooLong, plan
 from histoweave.bench.search import search, tune, variants
 from histoweave.bench.sides import SidedBenchmark
 from histoweave.data.image import Window
@@ -88,6 +89,28 @@ def test_the_winner_has_the_least_error_on_validation(cohort: Cohort, view: View
     assert (found.table["epochs"] > 0).all()
     by_pcc = search(MLP, grid, train, val, view=view, store=store, recipe="tiny", by="pcc")
     assert by_pcc.best == found.table["pcc"].idxmax()
+
+
+def test_an_arm_is_searched_by_what_is_measured(cohort: Cohort, view: View, store: Store) -> None:
+    """Predictions of a model that learnt completed values are not to be 0 where a count is."""
+    text = f"{MLP[:-1]},layer=gene-mean]"
+    found = search(text, {"lr": [1e-2]}, cohort[:2], cohort[2:3], view=view, store=store, recipe="tiny")
+    learner = Learner(str(found.best), view, store, recipe="tiny").fit(cohort[:2], cohort[2:3])
+    assert learner.fitted is not None
+    truth, seen = learner.fitted.truth(cohort[2], zeros=False)
+    assert not seen.all()
+    error = np.where(seen, learner.predict(cohort[2:3]).X - truth.astype(np.float64), 0.0) ** 2
+    assert found.table["mse"].iloc[0] == pytest.approx(float((error.sum(axis=0) / seen.sum(axis=0)).mean()))
+
+
+def test_the_plan_counts_the_model_that_completes(cohort: Cohort, view: View, tmp_path: Path) -> None:
+    def seconds(layer: str) -> float:
+        model = f"ols[layer={layer}]"
+        made = Benchmark(name="t", cohort=cohort, splits=(Split(cohort.ids[:3], cohort.ids[3:]),), view=view, controls=(),
+                         recipe="tiny", models=(model,))  # fmt: skip
+        return plan(made, tmp_path).seconds_training
+
+    assert seconds("spackle[width=8,hidden=8]") > 0 == seconds("median")
 
 
 def test_any_model_can_be_searched(cohort: Cohort, view: View, store: Store) -> None:

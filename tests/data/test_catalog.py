@@ -32,9 +32,10 @@ def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_are_complete() -> None:
     rows = catalog.datasets()
-    assert [row.name for row in rows[:4]] == ["her2st", "stnet", "scc", "visium-breast"]
-    assert all(row.name.startswith("spared-") for row in rows[4:])
-    assert len({row.name for row in rows}) == len(rows) == 30
+    ours = ["her2st", "stnet", "scc", "visium-breast", "xenium-tonsil", "tonsil-atlas"]
+    assert [row.name for row in rows[: len(ours)]] == ours
+    assert all(row.name.startswith("spared-") for row in rows[len(ours) :])
+    assert len({row.name for row in rows}) == len(rows) == len(ours) + 26
     for row in rows:
         assert row.licence
         assert row.citation
@@ -132,8 +133,11 @@ def test_interrupted_fetch_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     fx.write_visium(truth_folder)
     with tarfile.open(tmp_path / "spatial.tar.gz", "w:gz") as archive:
         archive.add(truth_folder / "spatial", "spatial")
-    files = {"matrix.h5": truth_folder / "filtered_feature_bc_matrix.h5", "spatial.tar.gz": tmp_path / "spatial.tar.gz",
-             "image.tif": fx.write_image(tmp_path / "image.tif", (90, 90))}
+    files = {
+        "matrix.h5": truth_folder / "filtered_feature_bc_matrix.h5",
+        "spatial.tar.gz": tmp_path / "spatial.tar.gz",
+        "image.tif": fx.write_image(tmp_path / "image.tif", (90, 90)),
+    }
     broken = Network(files, fail_at=4)
     monkeypatch.setattr(pooch, "retrieve", broken)
     with pytest.raises(DatasetNotFound, match=r"could not be fetched \(no route to host\)"):
@@ -198,9 +202,17 @@ def test_published_values_agree_with_statements_of_the_paper() -> None:
 def test_the_folds_split_sections_with_the_patients_of_the_catalog() -> None:
     row = catalog.dataset("stnet")
     cohort = Cohort(
-        make_section(id=f"{patient}_{i}", patient=patient, counts=np.ones((2, 1)), genes=["G"], xy=[[0, 0], [9, 9]],
-                     platform="st", um_per_px=1.0)
-        for patient in row.patients for i in (1, 2)
+        make_section(
+            id=f"{patient}_{i}",
+            patient=patient,
+            counts=np.ones((2, 1)),
+            genes=["G"],
+            xy=[[0, 0], [9, 9]],
+            platform="st",
+            um_per_px=1.0,
+        )
+        for patient in row.patients
+        for i in (1, 2)
     )
     splits = from_table(cohort, row.fold_table)
     assert [len(split.test) for split in splits] == [2 * len(fold) for fold in row.folds]

@@ -14,13 +14,13 @@ from histoweave.models._bank import Bank
 
 
 class Rows:
-    """A feed of embeddings and targets; every fifth spot has a value that is not measured."""
+    """A feed of embeddings and targets; every fifth spot has none that is measured."""
 
     def __init__(self, n: int, d: int, g: int, units: int) -> None:
         draw = torch.Generator().manual_seed(1)
         self.n, self.emb, self.y = n, torch.randn(n, d, generator=draw), torch.randn(n, g, generator=draw)
         self.mask = torch.ones(n, g, dtype=torch.bool)
-        self.mask[::5, 0] = False
+        self.mask[::5] = False
         self.unit = torch.arange(n) * units // n
 
     def batches(self, size: int, /) -> Iterator[Batch]:
@@ -51,7 +51,7 @@ def bank(feed: Rows) -> Bank:
 
 
 def brute(feed: Rows, query: Tensor, k: int, p: float, own: Tensor | None) -> list[list[int]]:
-    """Nearest complete spots as rows of the feed, by sorting all distances."""
+    """Nearest spots with counts as rows of the feed, by sorting all distances."""
     found = []
     for i, q in enumerate(query):
         distance = {

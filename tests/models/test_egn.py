@@ -96,11 +96,17 @@ def test_both_places_of_the_expression_matter() -> None:
         assert not torch.allclose(made(batch), before, atol=1e-6)
 
 
-def test_spots_without_every_gene_are_no_exemplars() -> None:
+def test_a_gene_that_an_exemplar_lacks_counts_as_its_training_mean() -> None:
     batch = make_batch()
-    batch.y_mask[3, 2], batch.y[3, 2] = False, torch.nan
-    made = indexed(model(), batch)
-    assert len(made.bank) == len(batch) - 1 and torch.isfinite(made.bank.values).all()
+    batch.y_mask[3, 2], batch.y[3, 2], batch.y_mask[5], batch.y[5] = False, torch.nan, False, torch.nan
+    made = indexed(model(), batch).eval()
+    assert len(made.bank) == len(batch) - 1  # without the spot that has none
+    filled = replace(batch, y=batch.y.clone(), y_mask=batch.y_mask.clone())
+    filled.y[3, 2], filled.y_mask[3, 2] = batch.y[batch.y_mask[:, 2], 2].mean(), True
+    whole = indexed(model(), filled).eval()
+    whole.load_state_dict(made.state_dict() | {"bank.values": filled.y[filled.y_mask.all(1)]})
+    assert torch.isfinite(made(batch)).all() and made.bank.values.isnan().any()
+    close(made(batch), whole(batch))
 
 
 def test_bridging_block_spot_by_spot() -> None:

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge as SkRidge
 from sklearn.preprocessing import StandardScaler
 
-from histoweave.batch import Batch, Dims
+from histoweave.batch import Batch, Dims, Needs
 from histoweave.models.predict.ridge import Moments, Ridge, solve
 
 
@@ -35,6 +35,9 @@ class Rows:
 
     def inner_fold(self) -> torch.Tensor:
         return self.fold
+
+    def reading(self, _: Needs, /) -> Rows:
+        return self
 
 
 def data(n: int = 200, d: int = 30, g: int = 7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -71,6 +71,12 @@ def test_a_held_out_batch_is_shifted_by_what_it_shows(cohort):
         target = whole.combat["d_log1p"].mean
         off = [np.abs(one.sections[id].layers["c_d_log1p"].mean(axis=0) - target).mean() for one in (whole, none)]
         assert off[0] < 0.7 * off[1]
+    two = Split(train=("a1", "b1"), test=("c1", "c2"))
+    both = spared(Cohort([*cohort, section("c2", 6)]), two, n_genes=8, combat_key="patient", held_out="complete")
+    raw, made = (
+        np.concatenate([both.sections[id].layers[layer] for id in two.test]) for layer in ("d_log1p", "c_d_log1p")
+    )
+    np.testing.assert_array_equal(made, both.combat["d_log1p"].transform_new(raw))  # a patient is one batch
     by_patient = spared(cohort, SPLIT, n_genes=8, combat_key="patient")
     combat, table = by_patient.combat["d_log1p"], by_patient.sections["a3"]  # its patient is among the training ones
     np.testing.assert_array_equal(

@@ -95,6 +95,15 @@ def test_a_layer_and_delta_go_together(small: Phantom, cpm: View, shared_store: 
     np.testing.assert_allclose(plain, centred, atol=1e-3)  # ridge has an intercept
 
 
+def test_what_a_completer_centres_is_what_was_measured(small: Phantom, cpm: View, shared_store: Store) -> None:
+    fitted = Learner("zero[delta=on]", cpm, shared_store).fit(small.cohort).fitted
+    assert fitted is not None and fitted.center is not None
+    pairs = [fitted.truth(section, zeros=False) for section in small.cohort]
+    y, seen = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
+    assert not seen.all()
+    np.testing.assert_allclose(fitted.center, np.where(seen, y, 0).sum(axis=0) / seen.sum(axis=0), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
@@ -109,10 +118,11 @@ def test_wrong_layers_are_named(model: str, says: str, cpm: View, shared_store: 
 
 
 def test_targets_in_which_zero_is_a_value_are_refused(small: Phantom, view: View, shared_store: Store) -> None:
-    smoothed = replace(view, target=Target.preset("triplex-paper"))
-    for model in ("median", "ridge[layer=measured]"):
-        with pytest.raises(ValueError, match="log1p-cpm"):
-            Learner(model, smoothed, shared_store).fit(small.cohort)
+    for text in ("triplex-paper", "log1p-cpm[pseudo=0.5]"):
+        other = replace(view, target=Target.parse(text))
+        for model in ("median", "ridge[layer=measured]"):
+            with pytest.raises(ValueError, match="log1p-cpm"):
+                Learner(model, other, shared_store).fit(small.cohort)
 
 
 def test_sections_without_counts_cannot_be_completed(small: Phantom, cpm: View, shared_store: Store) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from histoweave import _keys as K
+from histoweave.bench.scoring import at_rate
 from histoweave.data.holdout import Entries, Everything, Genes, Thin
+from histoweave.models.impute import create_imputer
 from histoweave.pp.genes import check_recipe
+from histoweave.train.transfer import is_imputer
 from histoweave.view import MIN_SPOTS
 
 if TYPE_CHECKING:
@@ -50,14 +55,59 @@ def _check_hide(benchmark: Benchmark) -> None:
             "entries, `--hide entries:0.3`"
         )
     if isinstance(benchmark.hide, Genes) and not benchmark.view.shared:
-        raise ValueError("genes are hidden, and those that stay are not named; give them as `View(shared=…)`")
+        raise ValueError(
+            "genes are hidden, and none is named that stays; leave some to be seen (`--hide genes:first:200`), in Python as "
+            "`View(shared=…)`"
+        )
+    if isinstance(benchmark.hide, Genes):
+        _check_imputation(benchmark)
     if isinstance(benchmark.hide, Entries | Thin) and benchmark.view.target.library == "panel":
         raise ValueError(
             f"part of the counts is hidden, and target '{benchmark.view.target}' divides by their sum over the panel; use "
             "a target that divides by all counts of a spot, such as `--target log1p-cpm`"
         )
-    if benchmark.rates and not isinstance(benchmark.hide, Entries):
+    if isinstance(benchmark.hide, Thin):
+        _check_thinning(benchmark)
+    if benchmark.rates:
+        _check_rates(benchmark)
+
+
+def _check_thinning(benchmark: Benchmark) -> None:
+    target = benchmark.view.target
+    if target.smooth != "none" or target.library == "given":
+        raise ValueError(
+            f"transcripts are hidden, and from target '{target}' no expected counts can be told: it smooths, or divides by "
+            "size factors of the whole spot. Use one without, such as `--target log1p-cpm`"
+        )
+    if benchmark.measured:
+        raise ValueError("measured=True leaves counts of 0 out, and hidden transcripts are scored as counts; drop it")
+
+
+def _check_rates(benchmark: Benchmark) -> None:
+    if not isinstance(benchmark.hide, Entries):
         raise ValueError(f"rates={benchmark.rates} are rates of hidden entries; hide entries, `--hide entries:0.3`")
+    for rate in benchmark.rates:
+        replace(benchmark.hide, rate=rate)
+    if len({at_rate("", rate) for rate in benchmark.rates}) < len(benchmark.rates):
+        raise ValueError(f"rates={benchmark.rates} name a rate twice; name each once")
+
+
+def _check_imputation(benchmark: Benchmark) -> None:
+    if benchmark.view.target.library == "panel" and len(benchmark.hide.names) < 2:  # type: ignore[union-attr]
+        raise ValueError(
+            f"only {benchmark.hide.names[0]!r} is hidden, and methods are compared by shares of the hidden genes, which "  # type: ignore[union-attr]
+            "are 1 for a single one; hide two or more"
+        )
+    grouped = all(
+        K.GROUP in benchmark.cohort[id].spots.obs for split in benchmark.splits for id in (*split.train, *split.val)
+    )
+    for model in filter(is_imputer, benchmark.all_models()):
+        imputer = create_imputer(model)
+        if hasattr(imputer, "check"):
+            try:
+                imputer.check(len(benchmark.view.shared), grouped=grouped)
+            except ValueError as error:
+                raise ValueError(f"{model}: {error}") from None
 
 
 def _check_ensemble(benchmark: Benchmark) -> None:

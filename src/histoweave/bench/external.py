@@ -10,7 +10,7 @@ from histoweave.data.split import Split, SplitLeak
 
 
 def external_split(
-    train: Cohort, test: Cohort, *, same: Mapping[str, str] | None = None
+    train: Cohort, test: Cohort, *, same: Mapping[str, str] | None = None, same_patient: bool = False
 ) -> tuple[Cohort, tuple[Split, ...], list[str]]:
     """Both cohorts as one, the one fold that trains on the first and tests on the second, and the genes not matched.
 
@@ -20,6 +20,9 @@ def external_split(
     ----------
     same
         Training patient → the test patient who is the same person under another name.
+    same_patient
+        Patients may stand in both cohorts, as with two parts of one slide; the split then says that its scores are not of
+        a new patient.
 
     Raises
     ------
@@ -27,7 +30,7 @@ def external_split(
         Such a pair, or one name, is in both cohorts.
     """
     pairs = {a: b for a, b in (same or {}).items() if a in train.patients and b in test.patients}
-    if pairs:
+    if pairs and not same_patient:
         raise SplitLeak(
             f"training patients {list(pairs)} are test patients {list(pairs.values())} under another name; leave their "
             "sections out of one of the cohorts (`--sections`, or `Cohort.where_patient`)"
@@ -39,14 +42,16 @@ def external_split(
             f"the cohorts share no gene name (training: {', '.join(train.genes('common')[:3])}…; test: "
             f"{', '.join(test.genes('common')[:3])}…). Are both symbols, or both Ensembl ids?"
         )
-    twice = sorted({*train.patients, *train.ids} & {*test.patients, *test.ids})
+    known = bool(pairs or {*train.patients} & {*test.patients})
+    twice = sorted({*train.ids} & {*test.ids} | ({*train.patients} & {*test.patients} if not same_patient else set()))
     if twice:
         raise SplitLeak(
             f"{', '.join(map(repr, twice[:8]))} stand in both cohorts, as patient or section. If they are the same, take "
-            "them out of one; if they only share a name, rename them in samples.csv, or with `prefixed(cohort, 'x-')`"
+            "them out of one; if they only share a name, rename them in samples.csv, or with `prefixed(cohort, 'x-')`. Sections "
+            "of one patient can be compared with `--same-patient`, which is no claim about a new patient"
         )
     joined = Cohort([*train, *test])
-    split = Split(train=train.ids, test=test.ids, name="external")
+    split = Split(train=train.ids, test=test.ids, name="external", by="section" if known else "patient")
     return joined, (split.check(joined),), missing
 
 

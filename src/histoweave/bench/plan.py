@@ -111,13 +111,14 @@ def _throughput(view: View, device: str) -> float:
 
 
 def _seconds_per_spot(benchmark: Benchmark, spec: Spec | TransferSpec, device: str) -> float:
-    """Time of training all epochs of a model and its first stage per spot, on the cohort's positions and counts.
+    """Time of training all epochs of a model and the stages before it per spot, on the cohort's positions and counts.
 
     Embeddings are zeros, for a second stage too, as wide as the frozen encoder's.
     """
     if isinstance(spec, TransferSpec):  # an imputer tells nothing of its time before it runs
         return 0.0
-    before = 0.0 if spec.first is None else _seconds_per_spot(benchmark, spec.first, device)
+    stages = [stage for stage in (spec.first, spec.filler) if stage is not None]
+    before = sum(_seconds_per_spot(benchmark, stage, device) for stage in stages)
     if spec.card.learns != "gradient":
         return before
     needs, recipe = spec.needs, spec.recipe

@@ -12,6 +12,7 @@ from histoweave.data.section import Cohort, Section
 from histoweave.view import FittedView, divisor
 
 ENTRIES = "entries"  # how many entries of a gene were scored, by which means over entries are made
+DROPPED = "dropped"  # 1 for a gene that is not scored because all that was measured of it is hidden
 MEASURED = "_measured"  # ends the names of metrics over measured entries alone, where counts of 0 are entries too
 BINNED = ("spearman_bins", "spearman_all_bins")  # of bins with 10 cells or more, and of all bins with a cell
 BIN_UM, BIN_CELLS, _FEWEST_BINS = 54.4, 10, 3  # xMINT: 128 px of 0.425 µm
@@ -41,13 +42,17 @@ def score(
         return _deviance(fitted, section, predicted, holdout), truth, mask
     if not isinstance(holdout.hide, Everything):
         mask &= holdout.hidden(section)[:, section.genes.get_indexer(genes)].toarray()
+    dropped = np.zeros(len(genes), dtype=bool)
     if isinstance(holdout.hide, Entries) and holdout.hide.of == "all":  # genes of which nothing stays visible
-        mask &= (fitted.truth(section, zeros=False)[1] & ~mask).any(axis=0)
+        left = (fitted.truth(section, zeros=False)[1] & ~mask).any(axis=0)
+        dropped, mask = mask.any(axis=0) & ~left, mask & left
     frame, _ = section_metrics(truth, predicted, mask, genes=genes)
     if isinstance(holdout.hide, Genes):
         frame[list(BINNED)] = np.column_stack(binned_spearman(section, truth, predicted, mask))
     if isinstance(holdout.hide, Entries):
         frame[ENTRIES] = mask.sum(axis=0).astype(np.float64)
+        if holdout.hide.of == "all":
+            frame[DROPPED] = dropped.astype(np.float64)
     if measured:
         seen = mask & fitted.truth(section, zeros=False)[1]
         more, _ = section_metrics(truth, predicted, seen, genes=genes)

@@ -171,7 +171,7 @@ def _scored(learner: Learner, train: Cohort, val: Cohort) -> dict[str, float | N
     genes = list(fitted.genes.genes)
     scores = []
     for section, blind in zip(val, shown, strict=True):
-        truth, mask = fitted.truth(section)
+        truth, mask = fitted.truth(section, zeros=learner.spec.zeros)  # on what it was taught to be measured
         frame, _ = section_metrics(truth, learner.predict(Cohort([blind])).X, mask, genes=genes)
         scores.append(frame[["mse", "pcc"]].mean().to_numpy())
     mse, pcc = np.nanmean(np.stack(scores), axis=0)

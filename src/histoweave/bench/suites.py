@@ -232,6 +232,9 @@ def overview() -> pd.DataFrame:
     """All suites, one line each."""
     rows = [(s.name, s.title, " → ".join(s.datasets), s.split, s.folds) for s in suites()]
     rows.append(("spared", "SpaRED: 26 datasets, raw and completed", f"{PREFIX}*", "sides", 1))
+    rows.append(
+        ("xmint-tonsil", "xMINT: genes that a Xenium panel lacks", "xenium-tonsil, tonsil-atlas", "external", 1)
+    )
     return pd.DataFrame(rows, columns=["suite", "title", "dataset", "split", "folds"]).set_index("suite")
 
 

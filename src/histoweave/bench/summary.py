@@ -41,6 +41,7 @@ HEADLINE = (
     "spearman",
     "mse",
     "mse_entries",
+    "dropped",
     "deviance",
     "deviance_explained",
     "mse_measured",
@@ -197,9 +198,10 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
     cards = [cell.card() | {"folder": cell.folder.name} for cell in cells]
     rows = pd.concat([pd.read_parquet(cell.folder / "rows.parquet") for cell in cells], ignore_index=True)
     rows = rows.assign(benchmark=benchmark.name)  # a cell may have been made under another name
-    pooled = _pooled(benchmark, cells)
     genes = _genes(benchmark, rows)
-    parts = [average(rows, protocol=benchmark.protocol), average(pooled, protocol="paper")]
+    parts = [average(rows, protocol=benchmark.protocol)]
+    if not isinstance(benchmark.hide, Thin):  # there the truth of a spot has a part that models were shown
+        parts.append(average(_pooled(benchmark, cells), protocol="paper"))
     if "pcc" in set(rows["metric"]):
         parts.append(pcc_h_paper(rows))
     parts += _reliable(rows, genes, benchmark.protocol)

@@ -63,13 +63,16 @@ def bench(
     out: Annotated[Path, typer.Option(help="folder of the run")] = _BENCH_OUT,
     train: Annotated[str | None, typer.Option(help="train on this cohort …")] = None,
     test: Annotated[str | None, typer.Option(help="… and test on this one")] = None,
+    same_patient: Annotated[
+        bool, typer.Option("--same-patient", help="with --train and --test: one patient may be in both")
+    ] = False,
     suite: Annotated[str | None, typer.Option(help="a published suite instead, as `histoweave suite`")] = None,
     *,
     settings: BenchSettings,
 ) -> None:
     """Benchmark models on a cohort by patient, and write tables and an HTML report."""
     if suite is not None:
-        if cohort or train or test:
+        if cohort or train or test or same_patient:
             raise ValueError(
                 "a suite brings its own data; leave COHORT, --train and --test out (see `histoweave suite`)"
             )
@@ -81,13 +84,17 @@ def bench(
 
     splits = None
     if train and test and not cohort:
-        joined, splits, missing = external_split(read_cohort(train), read_cohort(test))
+        joined, splits, missing = external_split(read_cohort(train), read_cohort(test), same_patient=same_patient)
+        for note in splits[0].notes:
+            say(f"WARNING: {note}")
         if missing:
             say(f"{len(missing)} training genes are not in the test cohort: {', '.join(missing[:8])} …")
-    elif cohort and not (train or test):
+    elif cohort and not (train or test or same_patient):
         joined = read_cohort(cohort, sections=_which(settings.sections))
     else:
-        raise ValueError("give either one COHORT, or both --train and --test")
+        raise ValueError(
+            "give either one COHORT, or both --train and --test" + ", which --same-patient goes with" * same_patient
+        )
     with Bar() as bar:
         report = commands.bench(joined, out, settings, splits=splits, say=say, progress=bar)
     show(report.table().filter(_SHOWN), report.card["benchmark"])
@@ -133,7 +140,7 @@ def _run_suite(
     only: str | None = None,
 ) -> None:
     from histoweave.bench import suite_table
-    from histoweave.commands import run_spared, run_suite
+    from histoweave.commands import run_spared, run_suite, run_tonsil
     from histoweave.report import write_html
 
     if name == "spared":
@@ -144,6 +151,11 @@ def _run_suite(
         return say(f"tables and figures: {found.folder / 'spared.md'}")
     if only:
         raise ValueError("--only names datasets of the suite 'spared'; other suites have one")
+    if name == "xmint-tonsil":
+        with Bar() as bar:
+            told = run_tonsil(out, settings, data=data, dry_run=dry_run, say=say, progress=bar)
+        show(told.medians.round(3), f"{name}: median over genes of Spearman of bins, by number of shared genes")
+        return say(f"statements, table and figure: {told.folder / 'xmint-tonsil.md'}")
     with Bar() as bar:
         made = run_suite(name, out, settings, data=data, protocol=protocol, dry_run=dry_run, say=say, progress=bar)
     show(suite_table.shown(made.table), made.report.card["benchmark"])

@@ -10,13 +10,14 @@ from histoweave.bench.benchmark import Benchmark
 from histoweave.bench.plan import plan
 from histoweave.bench.sides import SidedBenchmark
 from histoweave.bench.summary import Report, summarise
-from histoweave.data.holdout import Genes, parse_hide
+from histoweave.data.holdout import Genes, Hide, parse_hide
 from histoweave.data.section import Cohort
 from histoweave.data.split import Split, make_splits
 from histoweave.models import split_specs, with_argument
 from histoweave.pp.counts import Target
 from histoweave.pp.genes import select_panel
 from histoweave.settings import BenchSettings, choose_sections, set_up
+from histoweave.train.transfer import is_imputer
 
 Progress = Callable[[int, int, str], None]
 Say = Callable[[str], None]
@@ -34,21 +35,24 @@ def make_benchmark(
     chosen = choose_sections(cohort, settings.sections)
     if splits is not None:
         splits = tuple(_among(split, set(chosen.ids)) for split in splits)
+    splits = splits or tuple(make_splits(chosen, settings.split))
     settings = settings.named()
-    view, hide = settings.view(), parse_hide(settings.hide, chosen.genes("common"))
+    genes = _panel_order(chosen, splits[0])
+    view, hide = settings.view(), parse_hide(settings.hide, genes)
     if isinstance(hide, Genes):  # panel and target are what is asked for, whatever the settings say of them
-        shared = tuple(gene for gene in chosen.genes("common") if gene not in set(hide.names))
+        hidden = set(hide.names)
+        shared = tuple(gene for gene in genes if gene not in hidden)
         panel = select_panel(chosen, f"list:{','.join(hide.names)}", candidates=hide.names)
         view = replace(view, shared=shared, panel=panel, target=Target.preset("share"))
     return (SidedBenchmark if all_sides else Benchmark)(
         name=settings.name or "benchmark",
         cohort=chosen,
-        splits=splits or tuple(make_splits(chosen, settings.split)),
+        splits=splits,
         view=view,
-        models=_layered(settings.models, settings.target_layer),
-        controls=_layered(settings.controls, settings.target_layer),
+        models=_layered(settings.models, settings.target_layer, imputers=isinstance(hide, Genes)),
+        controls=_layered(settings.controls, settings.target_layer, imputers=isinstance(hide, Genes)),
         hide=hide,
-        rates=tuple(float(rate) for rate in settings.rates.split(",") if rate.strip()),
+        rates=_rates(settings.rates, hide),
         measured=settings.measured,
         recipe=settings.recipe,
         seeds=tuple(range(settings.seeds)),
@@ -58,10 +62,28 @@ def make_benchmark(
     )
 
 
-def _layered(models: str, layer: str) -> tuple[str, ...]:
-    """The models, each with the layer that it learns, where that is not raw counts."""
-    given = split_specs(models)
-    return tuple(given if layer == "raw" else [with_argument(model, "layer", layer) for model in given])
+def _layered(models: str, layer: str, *, imputers: bool) -> tuple[str, ...]:
+    """The models, each with the layer that it learns, where that is not raw counts; `imputers` learn from counts alone."""
+    return tuple(
+        model if layer == "raw" or (imputers and is_imputer(model)) else with_argument(model, "layer", layer)
+        for model in split_specs(models)
+    )
+
+
+def _rates(text: str, hide: Hide) -> tuple[float, ...]:
+    """Further rates of hidden entries, each once and without that of the run itself."""
+    try:
+        given = [float(rate) for rate in text.split(",") if rate.strip()]
+    except ValueError:
+        raise ValueError(f"rates {text!r}; expected numbers joined by commas, such as 0.1,0.5") from None
+    return tuple(rate for rate in dict.fromkeys(given) if rate != getattr(hide, "rate", None))
+
+
+def _panel_order(cohort: Cohort, split: Split) -> tuple[str, ...]:
+    """Genes common to all sections, in the order of the panel of the first test section."""
+    common = set(cohort.genes("common"))
+    tested = [section for section in cohort if section.id in set(split.test)]
+    return tuple(gene for gene in tested[0].genes if gene in common) if tested else cohort.genes("common")
 
 
 def _among(split: Split, ids: set[str]) -> Split:

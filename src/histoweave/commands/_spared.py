@@ -89,7 +89,7 @@ def run_spared(
         Which arms, written as for ``--target-layer``.
     tune
         Search the learning rate of every model that is trained step by step, on the first dataset with validation
-        sections (or the first at all, by its own inner split) and the layer `SEARCHED`.
+        sections and the layer `SEARCHED`; where no dataset has any, the recipe's is taken.
     dry_run
         On phantoms of the same sections, with recipe ``tiny``: it shows that all works, and its values mean nothing.
 
@@ -129,6 +129,9 @@ def _settings(settings: BenchSettings, out: Path, *, dry_run: bool) -> BenchSett
         models=MODELS if settings.models == "auto" else settings.models,
         controls="mean" if settings.controls == "auto" else settings.controls,
         target=TARGET,
+        hide="everything",
+        rates="",
+        target_layer="raw",
         measured=True,
         sections="all",
         protocol="strict",
@@ -168,15 +171,16 @@ def _tuned(
     progress: Progress | None,
 ) -> tuple[list[str], dict[str, float]]:
     """The models, each with the learning rate that validation sections chose; and these rates."""
-    row = next((row for row in chosen if row.sides is not None and row.sides.val), chosen[0])
+    row = next((row for row in chosen if row.sides is not None and row.sides.val), None)
+    if row is None:
+        return list(models), {}
     cohort = _cohort(row, data, dry_run=False)
     sides = row.published_split(cohort)
-    train = cohort.subset(sides.train)
-    val = cohort.subset(sides.val) if sides.val else train  # `search` stops on it; without one, on its inner split
+    train, val = cohort.subset(sides.train), cohort.subset(sides.val)
     view = replace(settings.view(), panel=_panel(row, dry_run=False), among=cohort.genes("common"))
-    made, rates = [], {}
+    made, rates = list[str](), dict[str, float]()
     for model in models:
-        if card_of(parse(model)[0]).learns != "gradient" or not sides.val or "lr" in parse(model)[1]:
+        if card_of(parse(model)[0]).learns != "gradient" or "lr" in parse(model)[1]:
             made.append(model)
             continue
         found: Search = search(

@@ -52,7 +52,8 @@ def run_suite(
     Parameters
     ----------
     settings
-        Models, encoder, recipe and so on. Target, panel, window, sections, folds and name are the suite's, whatever these say.
+        Models, encoder, recipe and so on. Target, panel, window, sections, folds, what is hidden and name are the suite's,
+        whatever these say.
     data
         Folder of the dataset, or one that holds it under its name; default ``$HISTOWEAVE_DATA``.
     protocol
@@ -109,7 +110,7 @@ def _suite_settings(
     """The settings with what a suite fixes, and its own models where none are named."""
     if chosen.models and settings.models == "auto":
         settings = replace(settings, models=",".join(chosen.models))
-    settings = settings.named()
+    settings = replace(settings, hide="everything", rates="").named()
     return replace(
         settings,
         target=chosen.target,

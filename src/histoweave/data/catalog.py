@@ -21,7 +21,7 @@ from typing import Any
 
 from histoweave.data import spared
 from histoweave.data.dataset import Dataset, RemoteFile
-from histoweave.data.io import Which, read_cohort, recognise
+from histoweave.data.io import Which, read_cohort, read_reference, recognise
 from histoweave.data.io.st_legacy import LEADING, find_sections, patient_of
 from histoweave.data.section import Cohort, SectionError
 
@@ -105,6 +105,8 @@ def load(name: str, root: str | Path | None = None, *, sections: Which = "all") 
         As `find`; and everything that `read_cohort` raises.
     """
     row, content = dataset(name), _content(find(name, root))
+    if row.platform == "reference":
+        return _reference(row, content)
     rule = None if recognise(content) == "samples" else row.rule  # a samples.csv names its patients
     cohort = read_cohort(content, patient=rule, sections=sections)
     others = [id for id in cohort.ids if row.section_ids and id not in row.section_ids]
@@ -165,8 +167,21 @@ def _dataset(name: str, row: dict[str, Any]) -> Dataset:
     return Dataset(name=name, files=files, folds=folds, patients=tuple(row.pop("patients")), **row)
 
 
+def _reference(row: Dataset, content: Path) -> Cohort:
+    """The single cells of a reference, one section; with their types where every cell has one."""
+    found = sorted(content.glob("*.h5ad"))
+    if len(found) != 1:
+        raise SectionError(f"'{content}' has {len(found)} .h5ad files; dataset {row.name!r} is one, with all cells")
+    return Cohort([read_reference(found[0], id=row.name, patient=row.patients[0])])
+
+
 def _by_hand(row: Dataset) -> str:
     """What to do where nothing can be downloaded as it is."""
+    if not row.section_ids:
+        return (
+            f"It cannot be fetched as it is read: get it from {row.homepage} (licence: {row.licence}). {row.by_hand} Then "
+            f"set ${ROOT_VARIABLE} to the folder that holds '{row.name}'"
+        )
     return (
         f"It cannot be fetched, because its archive needs work by hand: get it from {row.homepage} (licence: "
         f"{row.licence}). {row.by_hand} Make one folder per section, '{row.name}/{row.section_ids[0]}' and so on for "

@@ -21,7 +21,7 @@ from histoweave.data.section import Cohort, Section
 from histoweave.data.split import Split
 
 _PLACE = (K.ROW, K.COL)  # the columns of obs that say where a spot is, and nothing about its expression
-_GIVEN = (*_PLACE, K.LIBRARY, K.SIZE_FACTOR)  # of a section with hidden entries: what counts are divided by is no secret
+_GIVEN = (*_PLACE, K.LIBRARY, K.SIZE_FACTOR)  # where entries are hidden: what counts are divided by is no secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,7 @@ class Holdout:
             (rng.integers(1, 10_000, hidden.nnz).astype(np.float32), (hidden.row, hidden.col)), shape=hidden.shape
         )
         spots.X = sparse.csr_matrix(spots.X - spots.X.multiply(hidden) + noise)
-        kept = _GIVEN
+        kept: tuple[str, ...] = _GIVEN
         if not isinstance(self.hide, Entries):  # for entries the library is computed before hiding and counts as given
             spots.obs[K.LIBRARY], kept = np.asarray(spots.X.sum(axis=1)).ravel(), (*_PLACE, K.LIBRARY)
         # All else that stands beside the spots may have been computed from what is hidden.

@@ -12,7 +12,7 @@ from histoweave.pl.maps import EXPRESSION, INK, LINE, MUTED, Plate, draw_spots, 
 from histoweave.pl.scores import CONTROL, METHOD
 
 _WIDTH = 11.0  # inches
-_APART = 0.045  # least distance of two names at the end of curves, as a share of the figure's height
+_APART = 0.045  # least distance of two names at the end of curves, as a share of the height of the axes
 
 
 def rate_curves(errors: pd.DataFrame, *, controls: Collection[str] = (), trained_at: float | None = None) -> Figure:
@@ -51,12 +51,15 @@ def rate_curves(errors: pd.DataFrame, *, controls: Collection[str] = (), trained
     for side in ("left", "bottom"):
         ax.spines[side].set_color(LINE)
     ax.margins(y=0.08)
+    ax.autoscale_view()  # the scale is settled only now, and names stand at the ends of the curves
     last = errors.iloc[-1].sort_values()
     places = ax.transAxes.inverted().transform(
         ax.transData.transform(np.column_stack([np.full(len(last), rates[-1]), last.to_numpy()]))
     )[:, 1]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + _APART)
+    for i in range(len(places)):  # from the top: what was pushed out of the axes comes down again
+        places[-1 - i] = min(places[-1 - i], 1 - i * _APART)
     for model, y in zip(last.index, places, strict=True):
         text = ax.text(1.01, y, shortened(str(model), 34), transform=ax.transAxes, va="center", fontsize=8.5,
                        color=CONTROL if model in controls else METHOD)  # fmt: skip

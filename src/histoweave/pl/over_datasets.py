@@ -41,6 +41,8 @@ def standing_dots(ratios: pd.DataFrame, *, controls: Collection[str] = ()) -> Fi
 def size_scatter(table: pd.DataFrame) -> Figure:
     """Mean normalised error against trainable parameters; models without any stand at the left edge.
 
+    Of models with as many parameters, the best has its name beside it.
+
     Parameters
     ----------
     table
@@ -51,7 +53,9 @@ def size_scatter(table: pd.DataFrame) -> Figure:
     size = np.maximum(table["parameters"].to_numpy(dtype=np.float64), 1.0)
     ax.errorbar(size, table["normalised"], yerr=table["sd"], fmt="o", color=METHOD, ecolor=LINE, ms=5, lw=1)
     ax.set_xscale("log")
-    for model, x, y in zip(table.index, size, table["normalised"], strict=True):
+    ax.margins(x=0.15)  # room for names
+    best = table.assign(size=size).sort_values("normalised", kind="stable").drop_duplicates("size")
+    for model, x, y in zip(best.index, best["size"], best["normalised"], strict=True):
         text = ax.annotate(
             shortened(str(model), 26), (x, y), xytext=(6, 3), textcoords="offset points", fontsize=8, color=INK
         )
@@ -92,7 +96,7 @@ def layer_pairs(values: pd.DataFrame, *, metric: str = "PCC") -> Figure:
     values
         Datasets × layers.
     """
-    figure, ax = _rows(len(values), metric)
+    figure, ax = _rows(len(values) + 1, metric)  # the last row is for the legend
     shades = np.linspace(0.35, 1.0, values.shape[1])
     for row, dataset in enumerate(values.index):
         seen = values.loc[dataset].to_numpy(dtype=np.float64)
@@ -100,7 +104,7 @@ def layer_pairs(values: pd.DataFrame, *, metric: str = "PCC") -> Figure:
         for layer, value, alpha in zip(values.columns, seen, shades, strict=True):
             label = str(layer) if row == 0 else None
             ax.plot([value], [row], "o", ms=6, mfc=METHOD, mec="none", alpha=alpha, label=label, zorder=2)
-    legend = ax.legend(loc="lower right", frameon=False, fontsize=8, labelcolor=INK)
+    legend = ax.legend(loc="lower right", ncols=values.shape[1], frameon=False, fontsize=8, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)
     _names(ax, list(values.index))

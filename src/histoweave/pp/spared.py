@@ -258,16 +258,25 @@ def _adjust(tables: Mapping[str, AnnData], settings: SparedSettings, train: set[
         values = np.concatenate([table.layers[layer] for table in fitted])
         seen = np.concatenate([table.layers[K.MASK] for table in fitted]) if masked else None
         combat = learnt[layer] = Combat.fit(values, batch, seen)
-        for table in tables.values():
-            own, names = table.layers[layer], table.obs[settings.combat_key]
-            if names.iloc[0] in combat.batches:
-                adjusted = combat.transform(own, names)
+        for name, group in _batches(tables, settings.combat_key).items():
+            adjusted = np.concatenate([table.layers[layer] for table in group])
+            if name in combat.batches:
+                adjusted = combat.transform(adjusted, [name] * len(adjusted))
             elif settings.held_out == "complete":
-                adjusted = combat.transform_new(own, table.layers[K.MASK] if masked else None)
-            else:
-                adjusted = own.copy()
-            table.layers[K.ADJUSTED + layer] = adjusted
+                seen = np.concatenate([table.layers[K.MASK] for table in group]) if masked else None
+                adjusted = combat.transform_new(adjusted, seen)
+            ends = np.cumsum([table.n_obs for table in group])
+            for table, part in zip(group, np.split(adjusted, ends[:-1]), strict=True):
+                table.layers[K.ADJUSTED + layer] = part.copy()
     return learnt
+
+
+def _batches(tables: Mapping[str, AnnData], key: str | None) -> dict[str, list[AnnData]]:
+    """The sections of each batch: several where a batch is a patient."""
+    made: dict[str, list[AnnData]] = {}
+    for table in tables.values():
+        made.setdefault(str(table.obs[key].iloc[0]), []).append(table)
+    return made
 
 
 def _logs(tables: Mapping[str, AnnData]) -> list[str]:

@@ -93,11 +93,11 @@ def _maps(report: Report, made: Mapping[str, AnnData], plate: Plate, gene: str, 
 
 
 def _chosen(report: Report, errors: pd.DataFrame) -> list[str]:
-    """The models of the maps: the best by error, the median and SpaCKLE where they are there."""
-    mean = errors.mean().sort_values()
-    wanted = [name for name in ("median", "spackle") if name in mean.index]
-    best = [str(model) for model in mean.index if model not in wanted][: _PANELS - len(wanted)]
-    return [*wanted, *best]
+    """The models of the maps: the best median and SpaCKLE where they are there, then the best by error."""
+    best = [str(model) for model in errors.mean().sort_values().index]
+    named = {name: next((m for m in best if m.partition("[")[0] == name), None) for name in ("median", "spackle")}
+    wanted = [model for model in named.values() if model is not None]
+    return [*wanted, *(model for model in best if model not in wanted)][:_PANELS]
 
 
 def _of_run(report: Report) -> float:

@@ -145,7 +145,7 @@ def write_html(
         genes=tables.gene_rows(report), models=report.models, controls=tables.controls(report),
         limit=MIN_RELIABILITY, facts=tables.fingerprint_rows(report), biology=living,
         biology_drawings=_drawings("bio", living.shots), against=tables.against(report),
-        main=tables.main_name(report), tested=tables.tested(report),
+        main=tables.main_name(report), tested=tables.tested(report), unseen=tables.unseen(report),
         completed=_drawings("completion", completion_of(report, shown.predictions(), shown.plate, here[0] if here else None)),
     )  # fmt: skip
     path = report.folder / "report.html"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ NAMES = {
     "mse_pattern": "MSE pattern", "mae": "MAE", "r2": "R²", "pcc_pooled": "PCC pooled", "pcc_h_paper": "PCC(H) paper",
     "mse_entries": "MSE over entries", "deviance": "deviance", "deviance_explained": "deviance explained",
     "mse_measured": "MSE measured", "pcc_measured": "PCC measured", "spearman_bins": "Spearman of bins",
-    "spearman_all_bins": "Spearman of all bins",
+    "spearman_all_bins": "Spearman of all bins", "dropped": "genes dropped",
 }  # fmt: skip
 PROVENANCE = ("encoder", "init", "trunk", "parameters", "recipe", "inner split", "standardize")
 MOST_GENES = 50
+_SMALL = 1e-2
+_NAMED = 5  # hidden genes that are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,12 @@ class Row:
 def number(value: float, digits: int = 3) -> str:
     """A number with a true minus sign; "–" where there is none."""
     return "–" if not np.isfinite(value) else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def _size(value: float, metric: str) -> str:
+    """A number of the main table; errors below what three digits tell are in powers of ten."""
+    small = metric in LOWER_IS_BETTER and 0 < abs(value) < _SMALL
+    return f"{value:.1e}".replace("-", "−") if small else number(value)
 
 
 def controls(report: Report) -> set[str]:
@@ -84,7 +93,7 @@ def main_rows(report: Report) -> list[Row]:
         for metric in metrics(report):
             mean = float(table["mean"].get((model, metric), np.nan))
             sd = float(table["sd"].get((model, metric), np.nan))
-            scores.append(Score(number(mean), number(sd), mean == best.get(metric)))
+            scores.append(Score(_size(mean, metric), _size(sd, metric), mean == best.get(metric)))
         made = {column: _thousands(shown.loc[model, column]) for column in PROVENANCE if column in shown}
         trained = any(cell["history"] for cell in report.cells if cell["model"] == model)
         partial = trained and (made.get("recipe") != "paper" or made.get("init") == "random")
@@ -223,9 +232,22 @@ def hidden(report: Report) -> str:
         return f"entries (spot, gene) of the test sections: {how}"
     if how.startswith("Thin"):
         return f"a share of the transcripts of the test sections: {how}"
-    if how.startswith("Genes"):
-        return f"whole genes of the test sections: {how}"
+    if how.startswith("Genes(names="):
+        names = ast.literal_eval(how.removeprefix("Genes(names=").removesuffix(")"))
+        more = ", …" if len(names) > _NAMED else ""
+        return (
+            f"{len(names)} whole genes of the test sections ({', '.join(names[:_NAMED])}{more}); models are given the counts "
+            "of the others"
+        )
     return "expression on the test side of each fold"
+
+
+def unseen(report: Report) -> str:
+    """What no model saw of a test section, in words."""
+    how = str(report.card.get("hide", "")).partition("(")[0]
+    return {"Genes": "its hidden genes", "Entries": "its hidden entries", "Thin": "its hidden transcripts"}.get(
+        how, "its expression"
+    )
 
 
 def protocol(report: Report) -> str:

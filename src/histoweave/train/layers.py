@@ -39,12 +39,13 @@ def check_sections(spec: Spec, cohort: Cohort) -> None:
 
 def check_target(spec: Spec, target: Target) -> None:
     """`ValueError` if 0 does not mean "missing" in the target, for a model to which it does."""
-    if spec.zeros or (target.form, target.smooth) == ("scaled", "none"):
+    at_zero = 0.0 if target.log == "none" else target.pseudo - 1  # below, at or above 0 as the value of a count of 0 is
+    if spec.zeros or ((target.form, target.smooth) == ("scaled", "none") and at_zero == 0):
         return
     what = "completes" if spec.completes else f"learns from layer {spec.layer!r}"
     raise ValueError(
         f"model {spec.name!r} {what}, where a value of 0 is an entry that is missing; with target '{target}' it is not. "
-        "Use a target without smoothing or pseudo counts, such as 'log1p-cpm'"
+        "Use a target without smoothing or other pseudo counts than 1, such as 'log1p-cpm'"
     )
 
 

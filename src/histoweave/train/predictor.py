@@ -299,7 +299,7 @@ class Learner:
                 spec.filler.text, plain, self.store, recipe=spec.filler.recipe, seed=self.seed, device=self.device,
                 checkpoint=self.checkpoint and self.checkpoint / "layer", progress=self.progress,
             ).fit(train)  # fmt: skip
-        if spec.layer != "raw" and self.fitted is not None and self.fitted.center is not None:
+        if not spec.zeros and self.fitted is not None and self.fitted.center is not None:
             filled = None if filler is None else filled_values(filler, train)
             self.fitted = replace(self.fitted, center=center_of(self.fitted, train, spec, filled))
         return filler

@@ -129,6 +129,11 @@ def resolve(text: str, recipe: str | Recipe) -> Spec:
             f"{', '.join(other for other in list_models() if card_of(other).task == 'complete')}"
         )
     model = blank(name, args)
+    if layer == "measured" and getattr(model, "needs_zeros", False):
+        raise ValueError(
+            f"model {name!r} fits a distribution of counts to which zeros belong, and layer='measured' leaves them out: "
+            f"its means would be too large. Use {name}[layer=raw], or a model that does not fit counts, such as 'ridge-gene'"
+        )
     if first is not None and not hasattr(blank(first.name, first.args), "features"):
         raise ValueError(f"model {first.name!r} cannot be the first stage of {name!r}: it has no features to hand on")
     return Spec(

@@ -63,12 +63,7 @@ class GeneMean(_Control):
 
 
 class SlideMedian(_Control):
-    """The median of each gene over the visible entries of the section; the training mean for a gene without any.
-
-    Notes
-    -----
-    Where a section is cut into regions because it is larger than any of the training, the median is the region's.
-    """
+    """The median of each gene over the visible entries of the section; the training mean for a gene without any."""
 
     card: ClassVar[Card] = Card(title="Slide median", citation="control", task="complete", learns="none", control=True)
     needs = Needs.EXPR | Needs.WHOLE_SECTION

@@ -60,7 +60,7 @@ class SME(nn.Module):
     Notes
     -----
     Only pairs within the radius are held, so memory grows with the spots. Equal weights are taken by distance, then by
-    position, whatever the order of the spots. Where a section is cut into regions, components are the region's.
+    position, whatever the order of the spots.
 
     **Differences from the authors' code.** (1) The spot itself is left out (`legacy`). (2) The radius is in pitches
     (`legacy`), and on a lattice it is cut between two rings of neighbours, so that jitter does not decide. (3) Weights

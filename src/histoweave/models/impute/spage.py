@@ -70,6 +70,11 @@ class SpaGE:
         at_least("n_pv", self.n_pv, 1)
         at_least("k", self.k, 1)
 
+    def check(self, m: int, *, grouped: bool) -> None:
+        """`ValueError` if `n_pv` is above the number m of shared genes."""
+        if self.n_pv > m:
+            raise ValueError(f"n_pv={self.n_pv} principal vectors, but {m} genes are shared; give n_pv of at most {m}")
+
     def __call__(
         self,
         reference: sparse.csr_matrix,
@@ -86,10 +91,7 @@ class SpaGE:
             Counts that do not fit, or `n_pv` above the number of shared genes.
         """
         pair = Pair.of(reference, seen)
-        if self.n_pv > pair.m:
-            raise ValueError(
-                f"n_pv={self.n_pv} principal vectors, but {pair.m} genes are shared; give n_pv of at most {pair.m}"
-            )
+        self.check(pair.m, grouped=groups is not None)
         values = log_normalised(pair.reference, CPM)
         total = np.asarray(pair.seen.sum(axis=1)).ravel()
         source = Scaled(values[:, : pair.m])

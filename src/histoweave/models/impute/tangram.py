@@ -106,6 +106,14 @@ class Tangram:
         if not 0 < self.lr < np.inf:
             raise ValueError(f"lr={self.lr!r}; expected a finite number above 0")
 
+    def check(self, m: int, *, grouped: bool) -> None:
+        """`ValueError` if groups are needed and not there; m shared genes can be any number."""
+        if self.mode == "clusters" and not grouped:
+            raise ValueError(
+                "mode='clusters' needs the cell type of each reference cell (`--groups`, obs['group']), and not every "
+                "section of the reference has them; give them, or mode='cells'"
+            )
+
     def __call__(
         self, reference: sparse.csr_matrix, seen: sparse.csr_matrix, *, seed: int = 0, groups: np.ndarray | None = None
     ) -> Imputed:

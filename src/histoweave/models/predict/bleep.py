@@ -148,16 +148,22 @@ class BLEEP(nn.Module):
                     "a training spot has no other patient (section, block) to look up; train on more spots"
                 )
         near = similarity.topk(k, dim=1).indices  # (b, k); spots that tie have the same expression
-        weight = torch.full_like(similarity[:, :k], 1 / k)
+        weight, logits = torch.full_like(similarity[:, :k], 1 / k), None
         if self.retrieval == "weighted":
             # The published weights exp(-(d² - d₁² + 1)) are averaged over their sum, in which the constants cancel.
-            weight = (query[:, None] - reference[near]).square().sum(-1).neg().softmax(1)
-        return F.embedding_bag(near, self.bank.values, per_sample_weights=weight.to(self.bank.values), mode="sum")
+            logits = (query[:, None] - reference[near]).square().sum(-1).neg()
+            weight = logits.softmax(1)
+        values = self.bank.values
+        made = F.embedding_bag(near, values, per_sample_weights=weight.to(values), mode="sum")
+        missing = made.isnan()  # a gene that some of those found do not have
+        return torch.where(missing, average(values, near, logits), made) if bool(missing.any()) else made
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of who belongs to whom in the batch, spot → image and image → spot, with soft targets."""
-        whole = batch.y_mask.all(1)
-        image, spot = self.image_head(self._image(batch)[whole]), self.spot_head(batch.y[whole])  # (b, d)
+        some = batch.y_mask.any(1)
+        y, measured = batch.y[some], batch.y_mask[some]
+        y = y if bool(measured.all()) else torch.where(measured, y, self.bank.mean())
+        image, spot = self.image_head(self._image(batch)[some]), self.spot_head(y)  # (b, d)
         if self.normalize:
             image, spot = F.normalize(image, dim=1), F.normalize(spot, dim=1)
         logits = spot @ image.T / self.temperature  # (b, b)
@@ -184,10 +190,10 @@ class BLEEP(nn.Module):
     def _references(self) -> Tensor:
         """Projected expression of the training spots (n, d); made once between two times of training."""
         if self.training:
-            return self.spot_head(self.bank.values)
+            return self.spot_head(self.bank.expression())
         if not len(self.reference):
             with torch.no_grad():
-                self.reference = self.spot_head(self.bank.values)
+                self.reference = self.spot_head(self.bank.expression())
         return self.reference
 
 

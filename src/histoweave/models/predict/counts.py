@@ -24,6 +24,7 @@ class _Counts(nn.Module):
     """log μ = xᵀw + b + log size for every gene by itself, by maximum likelihood."""
 
     needs: Needs = Needs.EMB | Needs.COUNTS
+    needs_zeros: ClassVar[bool] = True  # what a count distribution says of a gene is how often it is 0, too
     coef: Tensor
     intercept: Tensor
     ceiling: Tensor
@@ -140,7 +141,9 @@ class Poisson(_Counts):
     Notes
     -----
     The library of a predicted spot is not known, so predictions are those of a spot with the median library. Spots with
-    an empty library teach nothing. ``converged`` (g,) tells the genes whose likelihood has a maximum that was found.
+    an empty library teach nothing, nor do those that lack a gene of the panel. ``converged`` (g,) tells the genes whose
+    likelihood has a maximum that was found. ``layer=measured`` is refused: it leaves out counts of 0, of which the
+    distribution expects many, so that every fitted mean would be too large.
 
     **Differences from the paper.** (1) The paper joins the adjacency; the default leaves it out, because its basis
     differs from section to section. (2) It says nothing of offsets: ``offset=none``. (3) It bounds nothing, and the

@@ -31,7 +31,8 @@ class EGGN(nn.Module):
     The *exemplars* of a spot are the training spots whose frozen embeddings are nearest to its own (Manhattan
     distance). A graph holds the section's spots, joined on the lattice, and the distinct exemplars of all of them,
     joined by embedding and expression; each spot is joined to its own exemplars. A layer averages neighbours on both
-    sides and exchanges gated messages between them, in which the exemplars' expression takes part.
+    sides and exchanges gated messages between them, in which the exemplars' expression takes part. A gene that an
+    exemplar does not have counts as the gene's training mean there.
 
     Parameters
     ----------
@@ -132,7 +133,7 @@ class EGGN(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Predictions (b, g) of all spots of a section; should a batch hold several, they do not see each other."""
         refer, rows, of = nodes(self.exemplars(batch), batch.section, len(self.bank))
-        expression = self.bank.values[rows]  # (m, g)
+        expression = self.bank.expression(rows)  # (m, g)
         shown = torch.cat([self.bank.keys[rows], expression], -1)  # (m, embedding and genes)
         beside = lattice_neighbours(given(batch.array_xy, "array_xy"), batch.section)
         close = nearest_others(shown, of, CLOSE)

@@ -28,7 +28,8 @@ class EGN(nn.Module):
 
     The *exemplars* of a spot are the training spots whose frozen embeddings are nearest to its own. Every second layer
     has a bridging block: the spot's own view asks the exemplars, and what their expression answers decides, head by
-    head, which patches pass. The patches' pooled tokens and the own view predict together.
+    head, which patches pass. The patches' pooled tokens and the own view predict together. A gene that an exemplar does
+    not have counts as the gene's training mean there.
 
     Parameters
     ----------
@@ -148,7 +149,7 @@ class EGN(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Predictions (b, g)."""
         near = self.exemplars(batch)
-        expression = self.bank.values[near]  # (b, k, g)
+        expression = self.bank.expression(near)  # (b, k, g)
         own = self.own(given(batch.emb, "emb"))[:, None]  # (b, 1, d)
         keys = self.exemplar(torch.cat([self.bank.keys[near], expression], -1))  # (b, k, d)
         views = torch.cat([own, keys], 1)  # (b, 1 + k, d)

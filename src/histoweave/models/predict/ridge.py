@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from histoweave.batch import Batch, Card, Dims, FeedLike, Needs
-from histoweave.models._by_gene import Entries, by_gene, correlation_by_gene, partly, ridge_by_gene, squared_error_by_gene
+from histoweave.models._by_gene import (
+    Entries,
+    by_gene,
+    correlation_by_gene,
+    partly,
+    ridge_by_gene,
+    squared_error_by_gene,
+)
 from histoweave.models._checks import at_least
 from histoweave.models._linear import Moments, Path
 from histoweave.models._losses import masked_mse

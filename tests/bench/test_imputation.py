@@ -1,0 +1,58 @@
+"""Benchmarks that hide genes: what is refused before anything runs, one patient on both sides, and the page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from histoweave.bench.external import external_split
+from histoweave.commands import bench
+from histoweave.data.phantom import Phantom
+from histoweave.data.section import Cohort
+from histoweave.data.split import SplitLeak
+from histoweave.report import write_html
+from histoweave.report.tables import hidden, unseen
+from histoweave.settings import BenchSettings
+
+
+@pytest.mark.parametrize(
+    ("hide", "models", "says"),
+    [
+        ("genes:first:5", "spage", "spage: n_pv=30 principal vectors, but 5 genes are shared"),
+        ("genes:first:5", "tangram[mode=clusters]", "needs the cell type of each reference cell"),
+        ("one", "spage[n_pv=2]", "hide two or more"),
+        ("all", "spage[n_pv=2]", "leave some to be seen"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is(
+    hide: str, models: str, says: str, small: Phantom, tmp_path: Path
+) -> None:
+    genes = list(small.cohort[0].genes)
+    hide = {"one": f"genes:list:{genes[3]}", "all": f"genes:list:{','.join(genes)}"}.get(hide, hide)
+    how = BenchSettings(hide=hide, models=models, controls="gene-mean", store=str(tmp_path), threads=1)
+    with pytest.raises(ValueError, match=says):
+        bench(small.cohort, tmp_path / "run", how)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_patient_on_both_sides_has_to_be_said(small: Phantom, tmp_path: Path) -> None:
+    train, test = (Cohort([replace(s, patient="P", id=id)]) for s, id in zip(small.cohort[:2], "AB", strict=True))
+    with pytest.raises(SplitLeak, match="--same-patient"):
+        external_split(train, test)
+    joined, (split,), _ = external_split(train, test, same_patient=True)
+    assert split.by == "section" and "known patients" in split.notes[0]
+    with pytest.raises(SplitLeak, match="'A' stand in both"):
+        external_split(train, Cohort([replace(test[0], id="A")]), same_patient=True)
+    assert external_split(train, Cohort([replace(test[0], patient="Q")]), same_patient=True)[1][0].by == "patient"
+    how = BenchSettings(
+        hide="genes:first:10", models="knn-expression[k=3]", controls="gene-mean,ridge-expression", target_layer="measured",
+        recipe="tiny", store=str(tmp_path / "s"), threads=1,
+    )  # fmt: skip
+    report = bench(joined, tmp_path / "run", how, splits=(split,))
+    page = write_html(report, joined).read_text(encoding="utf-8")
+    assert "known patients" in page and "no model saw its hidden genes" in page
+    names = list(small.cohort[0].genes[10:])
+    assert hidden(report).startswith(f"{len(names)} whole genes of the test sections ({', '.join(names[:5])}")
+    assert unseen(report) == "its hidden genes" and "Genes(names" not in page
