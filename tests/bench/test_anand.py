@@ -14,6 +14,7 @@ from histoweave import commands
 from histoweave.bench import anand, suite_table
 from histoweave.bench.sides import MEANS, SIDES
 from histoweave.bench.suites import DRY, Suite, SuiteIncomplete, shortened, suite
+from histoweave.commands import _suite
 from histoweave.data import catalog
 from histoweave.data.section import Cohort
 from histoweave.settings import BenchSettings
@@ -166,7 +167,7 @@ def run(out: Path, cohort: Cohort, patch: pytest.MonkeyPatch, said: list[str]) -
     """A dry run of some models on the first section of each patient, with two rates."""
     first = Cohort(next(iter(cohort.where_patient([patient]))) for patient in cohort.patients)
     patch.setattr(Suite, "stand_in", lambda self, spots: (first, None))
-    patch.setattr(commands, "suite", lambda name: replace(suite(name), search={"mlp": {"lr": [1e-3, 1e-2]}}))
+    patch.setattr(_suite, "suite", lambda name: replace(suite(name), search={"mlp": {"lr": [1e-3, 1e-2]}}))
     settings: dict[str, Any] = {"encoder": "tiny", "models": MODELS, "controls": "mean", "threads": 1}
     return commands.run_suite("anand", out, BenchSettings(**settings), dry_run=True, say=said.append)
 
@@ -214,9 +215,9 @@ def test_a_dry_run_goes_on_where_it_stopped(
 
 
 def test_the_suite_runs_its_own_models_where_none_are_named(paper: Suite) -> None:
-    named = commands._suite_settings(paper, BenchSettings(), None)
+    named = _suite._suite_settings(paper, BenchSettings(), None)
     assert named.models == ",".join(paper.models) and named.target == "log1p-counts" and named.protocol == "strict"
-    assert commands._suite_settings(paper, BenchSettings(models="ols"), None).models == "ols"
+    assert _suite._suite_settings(paper, BenchSettings(models="ols"), None).models == "ols"
 
 
 def test_a_dry_run_searches_two_values_of_one_setting(paper: Suite) -> None:

@@ -22,7 +22,8 @@ from histoweave.bench.summary import Report
 from histoweave.data.phantom import Phantom, phantom
 from histoweave.data.section import Cohort
 from histoweave.pl.maps import INK
-from histoweave.report import html, tables, write_html
+from histoweave.report import svg as svg_room
+from histoweave.report import tables, write_html
 from histoweave.report.html import inline_svg
 
 MakeRun = Callable[..., Report]
@@ -128,7 +129,7 @@ def test_photographs_become_jpeg_and_spots_stay_exact() -> None:
     png = io.BytesIO()
     Image.fromarray(spots).save(png, "PNG", compress_level=0)
     svg = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-    kind, data = re.findall(r"data:image/(\w+);base64,(.+)", re.sub(r"data:image/png;base64,(.+)", html._lean, svg))[0]
+    kind, data = re.findall(r"data:image/(\w+);base64,(.+)", re.sub(r"data:image/png;base64,(.+)", svg_room._lean, svg))[0]
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert (kind, image.format) == ("webp", "WEBP")
         seen = np.asarray(image.convert("RGBA"))

@@ -15,7 +15,9 @@ from histoweave.pp.neighbors import grid8, hex_hops
 from histoweave.pp.smooth import smooth
 
 _LN = MappingProxyType({"e": 1.0, "10": float(np.log(10)), "2": float(np.log(2)), "none": 0.0})
-_LIBRARY_WORDS = MappingProxyType({"panel": "panel total", "all": "total over all genes", "given": "given size factor", "none": "1"})
+_LIBRARY_WORDS = MappingProxyType(
+    {"panel": "panel total", "all": "total over all genes", "given": "given size factor", "none": "1"}
+)
 
 
 class NotInvertible(ValueError):
