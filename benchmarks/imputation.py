@@ -80,6 +80,7 @@ def page(work: Path, genes: list[int]) -> None:
     """The page, from what was run."""
     reports = {m: Report.read(work / f"m{m}") for m in genes if (work / f"m{m}" / "run.json").exists()}
     cohort = bands()
+    seeds = sorted({card["seed"] for report in reports.values() for card in report.cells})
     lines = [
         "# Imputation on Xenium: two bands of one section",
         "",
@@ -89,7 +90,9 @@ def page(work: Path, genes: list[int]) -> None:
         f"10x Xenium, human pancreas, 377 genes; {', '.join(f'band {s.id}: {s.n} cells' for s in cohort)} in a part of "
         f"{(PART_PX[1] - PART_PX[0]) * 0.425 / 1000:.1f} mm, {GUARD_UM:g} µm between the bands left out. **One slide, "
         "fluorescence**: nothing here is about H&E, other samples or other patients, and two directions of one pair of "
-        "bands rank nothing. Shared genes are the first m of the panel, which is in alphabetical order: one arbitrary draw.",
+        "bands rank nothing. Shared genes are the first m of the panel, which is in alphabetical order: one arbitrary draw. "
+        f"Run so far: m = {', '.join(map(str, reports))}, seeds {seeds}; "
+        "a dash is a method that was not run at that m.",
         "",
         "Spearman correlation per gene over bins of 54 µm with 10 cells or more, of expression over its sum over the imputed "
         f"genes; mean over the {377 - COMMON} genes that are imputed at every m, then over both directions and the seeds.",
@@ -124,7 +127,7 @@ def _table(reports: dict[int, Report], metric: str, *, common: bool) -> pd.DataF
         runs = rows.groupby(["model", "seed", "fold"])["value"].mean()
         mean, sd = runs.groupby("model").mean(), runs.groupby("model").std(ddof=0)
         columns[f"m = {m}"] = {model: f"{mean[model]:.3f} ± {sd[model]:.3f}" for model in report.models}
-    return pd.DataFrame(columns).rename_axis("model")
+    return pd.DataFrame(columns).fillna("–").rename_axis("model")
 
 
 def _per_gene(reports: dict[int, Report], metric: str) -> pd.DataFrame:

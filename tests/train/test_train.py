@@ -145,3 +145,16 @@ def test_recipes() -> None:
         Recipe(optimizer="rmsprop")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="schedule 'often'"):
         Recipe(schedule="often").rate(0)
+
+
+def test_checkpoints_hold_weights_in_any_memory_layout(tmp_path: Path) -> None:
+    """Convolutions may lie channels last in memory, which the file format does not know."""
+    module = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(module.parameters())
+    module(torch.ones(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    best = {key: value.detach().clone() for key, value in module.state_dict().items()}
+    loop._save(tmp_path, module, optimizer, loop.History(rows=[{"epoch": 0.0}]), best)
+    other = torch.nn.Conv2d(3, 4, 3)
+    loop._restore(tmp_path, other, torch.optim.Adam(other.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))

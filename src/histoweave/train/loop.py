@@ -219,7 +219,7 @@ def _save(
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{key}": torch.as_tensor(value) for key, value in state.items() if value is not None}
     name = f"state-{len(history.rows)}.safetensors"
-    save_file({key: value.detach().cpu().clone() for key, value in tensors.items()}, folder / f"{name}.part")
+    save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, folder / f"{name}.part")
     os.replace(folder / f"{name}.part", folder / name)
     state = {"tensors": name, "rows": history.rows, "best": history.best, "best_epoch": history.best_epoch}
     (folder / "state.json.part").write_text(json.dumps(state), encoding="utf-8")
