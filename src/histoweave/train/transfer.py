@@ -17,6 +17,7 @@ from histoweave.batch import Card, Needs
 from histoweave.data.section import Cohort, Section
 from histoweave.models.impute import Imputer, create_imputer, list_imputers
 from histoweave.train.loop import History
+from histoweave.train.matching import match_genes
 from histoweave.train.recipe import Recipe
 from histoweave.view import FittedView, View
 
@@ -156,26 +157,13 @@ class Transfer:
         Raises
         ------
         ValueError
-            None of one kind, or names that only agree when case is ignored.
+            No shared gene, or nothing to impute.
         """
-        known, here = set(train.genes("common")), set(section.genes)
         if self.view is not None and self.fitted is not None:
-            shared, missing = list(self.view.shared), list(self.fitted.genes.genes)
-        else:
-            shared = [gene for gene in section.genes if gene in known]
-            missing = [gene for gene in self.wanted or train.genes("common") if gene not in here]
-        if not shared or not missing:
-            alike = {gene.lower() for gene in known} & {gene.lower() for gene in here}
-            hint = (
-                f" {len(alike)} names agree if case is ignored: rename the genes of one."
-                if alike and not shared
-                else ""
-            )
-            raise ValueError(
-                f"section {section.id!r} shares {len(shared)} genes with the reference and lacks {len(missing)}; an "
-                f"imputation needs at least one of each.{hint}"
-            )
-        return shared, missing
+            return list(self.view.shared), list(self.fitted.genes.genes)
+        found = match_genes(train, Cohort([section]))
+        there = set(found.imputed)
+        return list(found.shared), [gene for gene in self.wanted or found.imputed if gene in there]
 
     def save(self, dir: Any) -> None:
         """There is nothing to save: a transfer is refitted from its reference."""
