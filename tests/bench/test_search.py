@@ -60,10 +60,10 @@ def test_every_combination_is_written_as_a_model() -> None:
 
 
 def test_rate_and_optimiser_are_arguments_of_every_model_that_is_trained() -> None:
-    spec = resolve("mlp[lr=0.01,optimizer=nadam]", "cpu")
+    spec = resolve("mlp[lr=0.01,optimizer=nadam,epochs=3]", "cpu")
     usual = load_recipe("mlp", "cpu")
-    assert (spec.recipe.lr, spec.recipe.optimizer) == (0.01, "nadam")
-    assert spec.recipe.epochs == usual.epochs and usual.lr == 1e-3
+    assert (spec.recipe.lr, spec.recipe.optimizer, spec.recipe.epochs) == (0.01, "nadam", 3)
+    assert spec.recipe.batch == usual.batch and usual.lr == 1e-3 and usual.epochs > 3
     assert "lr" not in spec.args and "optimizer" not in spec.args
     with pytest.raises(ValueError, match="'lasso' is not trained step by step; leave lr out"):
         resolve("lasso[lr=0.1]", "cpu")

@@ -72,6 +72,28 @@ def test_the_recipe_names_the_optimiser(kind: type[torch.optim.Optimizer]) -> No
     assert torch.equal(ours.weight, theirs.weight)
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)], ids=lambda value: str(value)
+)
+def test_the_recipe_names_the_precision(
+    precision: str, dtype: torch.dtype, small: Phantom, view: View, shared_store: Store
+) -> None:
+    found = learner(view, shared_store)
+    found.recipe = replace(found.recipe, epochs=1, precision=precision)  # type: ignore[arg-type]
+    seen: set[tuple[bool, torch.dtype]] = set()
+
+    def note(module: torch.nn.Module, _: object, out: torch.Tensor) -> None:
+        if isinstance(module, torch.nn.Linear):
+            seen.add((module.training, out.dtype))
+
+    hook = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        found.fit(small.cohort)
+    finally:
+        hook.remove()
+    assert seen == {(True, dtype), (False, dtype)}
+
+
 def test_the_seed_decides(small: Phantom, view: View, shared_store: Store) -> None:
     made = [learner(view, shared_store, seed=seed).fit(small.cohort).predict(small.cohort).X for seed in (0, 0, 1)]
     assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])

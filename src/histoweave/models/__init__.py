@@ -95,6 +95,7 @@ COMMON = {
     "layer": "str",  # what counts of 0 are worth in training: raw, measured, or what a model that completes makes of them
     "lr": "float",  # learning rate of the training loop, in place of the recipe's
     "optimizer": "str",  # its optimiser: adam, adamw, nadam or sgd
+    "epochs": "int",  # its length at most; patience stays the recipe's
 }
 
 

@@ -106,7 +106,8 @@ def _epoch(
     total: dict[str, float] = {}
     spots = 0
     for batch in _batches(train, recipe, order):
-        value, parts = module.loss(batch)
+        with lightning.autocast():  # a wrapped module does so for `forward` alone
+            value, parts = module.loss(batch)
         if not torch.isfinite(value):
             raise FloatingPointError(
                 f"the loss became {float(value.detach())} in epoch {epoch + 1}; lower the learning rate "

@@ -13,7 +13,7 @@ from histoweave.feed import Sequencing
 from histoweave.models import COMMON, blank, card_of, list_models, model_class, parse
 from histoweave.train.recipe import Recipe, load_recipe
 
-LOOP = ("lr", "optimizer")  # arguments that go with every model and change its recipe
+LOOP = ("lr", "optimizer", "epochs")  # arguments that go with every model and change its recipe
 LAYERS = ("raw", "measured")  # what needs no model that completes
 HALO = 5  # lattice steps that a model looks at around a region, if it does not say
 
