@@ -114,15 +114,19 @@ def test_a_constant_prediction_counts_as_0_or_is_left_out(scores: pd.DataFrame) 
 def test_the_test_side_is_scored_as_in_any_benchmark_that_does_not_train_on_validation(
     cohort: Cohort, split: Split, view: View, store: Store, tmp_path: Path
 ) -> None:
-    both = []
-    plain = Benchmark(
-        name="sides", cohort=cohort, splits=(Split(split.train, split.test, name="sides"),), view=view, models=MODELS,
-        controls=(), recipe="tiny",
-    )  # fmt: skip
-    for name, benchmark in (("plain", plain), ("sides", sided(cohort, split, view))):
+    made = list[pd.DataFrame]()
+
+    def plain(one: Split) -> Benchmark:
+        return Benchmark(
+            name="sides", cohort=cohort, splits=(one,), view=view, models=MODELS, controls=(), recipe="tiny"
+        )
+
+    bare = Split(split.train, split.test, name="sides")
+    for name, benchmark in (("bare", plain(bare)), ("val", plain(split)), ("sides", sided(cohort, split, view))):
         cells = benchmark.run(tmp_path / name, store)
-        both.append(pd.concat([pd.read_parquet(cell.folder / "rows.parquet") for cell in cells], ignore_index=True))
-    pd.testing.assert_frame_equal(*both)
+        made.append(pd.concat([pd.read_parquet(cell.folder / "rows.parquet") for cell in cells], ignore_index=True))
+    for other in made[1:]:
+        pd.testing.assert_frame_equal(made[0], other)
 
 
 def test_validation_counts_teach_nothing_but_the_penalty(

@@ -172,6 +172,7 @@ class Benchmark:
                             "train": split.train,
                             "test": split.test,
                             "fold": split.name,
+                            **({"val": split.val} if split.val else {}),
                         }
                     )
                     slug = "".join(c if c.isalnum() else "-" for c in model).strip("-")[:40]
@@ -262,6 +263,9 @@ class Benchmark:
         if self.protocol == "paper":
             # The habit under study: the test fold, with its expression, decides when to stop.
             yield learner("paper").fit(train, self.cohort.subset(cell.split.test))
+        elif not self.ensemble and cell.split.val:  # these sections stop and choose, and teach nothing
+            val = train.subset(cell.split.val)
+            yield learner("all").fit(train.subset(cell.split.train), val).choose(val)
         elif not self.ensemble:
             yield learner("all").fit(train)
         else:

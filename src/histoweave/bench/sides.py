@@ -6,24 +6,20 @@ differences between sections count as skill in them, and on the training side a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from histoweave import _keys as K
-from histoweave._repro import digest
-from histoweave.batch import Needs
 from histoweave.bench import _genewise as gw
 from histoweave.bench.benchmark import Benchmark, Cell
 from histoweave.bench.metrics import pearson, section_metrics
 from histoweave.data.holdout import Everything, Holdout
 from histoweave.data.section import Cohort
-from histoweave.data.store import Store
 from histoweave.train import Learner, Transfer
 
 UNS = "sides"  # of a stored prediction
@@ -37,8 +33,8 @@ _ROUNDS_TO_ZERO = 0.5  # an expected count below it
 class SidedBenchmark(Benchmark):
     """A benchmark of splits with validation patients, which scores the training and validation side too.
 
-    Validation sections decide when to stop and which penalty is taken, and teach nothing else. Rows and tables are of the
-    test side, as ever; `side_scores` of all three stand in ``uns["sides"]`` of every stored prediction.
+    Rows and tables are of the test side, as ever; `side_scores` of all three stand in ``uns["sides"]`` of every stored
+    prediction.
 
     Raises
     ------
@@ -59,29 +55,6 @@ class SidedBenchmark(Benchmark):
                 "all sides are scored of one fit that stops on the validation sections, with all expression hidden; leave "
                 "out protocol='paper', the ensemble, and what else is hidden"
             )
-
-    def cells(self, out: Path) -> list[Cell]:
-        """Every cell with its folder, whose name tells the validation sections too."""
-        return [
-            replace(cell, folder=cell.folder.with_name(f"{cell.folder.name}-{digest(list(cell.split.val))[:8]}"))
-            for cell in super().cells(out)
-        ]
-
-    def _fit(
-        self, cell: Cell, train: Cohort, test: Cohort, store: Store, device: str, checkpoint: Path
-    ) -> Iterator[Learner]:
-        spec, val = self.spec(cell.model), train.subset(cell.split.val)
-        learner = Learner(
-            cell.model,
-            self.fitted_view(),
-            store,
-            recipe=self.recipe,
-            seed=cell.seed,
-            device=device,
-            checkpoint=checkpoint / "all",
-            trunk_weights=self.trunk_weights if spec.trains and Needs.WINDOW in spec.sees else None,
-        )
-        yield learner.fit(train.subset(cell.split.train), val).choose(val)
 
     def _score(
         self, cell: Cell, learner: Learner | Transfer, prediction: AnnData, holdout: Holdout
