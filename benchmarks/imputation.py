@@ -47,10 +47,11 @@ SHARED = (50, 100, 150, 200)
 COMMON = 200  # genes imputed at every number of shared genes are those after the first 200
 DRAWS, DRAWN = 5, 100  # of the genes in common with the single cells: draws of shared ones, and how many they are
 MAPS = 3  # genes that are drawn
-PLUS = "objective=kl,scale=log"
-REFERENCE = "spage,anchors,gimvi[epochs=20],tangram[mode=clusters]"
+KL = "objective=kl,scale=log"
+FORMS = ("", "objective=kl", "scale=log", KL, f"{KL},skip=on", f"{KL},unit=off", "epochs=40")  # of xMINT
+PLUS = f"{KL},unit=off"  # the best of these
+REFERENCE = "spage,anchors,gimvi[epochs=20],tangram[mode=clusters,density=uniform]"
 METHODS = f"{REFERENCE},xmint,xmint[image=off],xmint[{PLUS}],xmint[image=off,{PLUS}]"
-FORMS = ["", "objective=kl", "scale=log", PLUS, f"{PLUS},skip=on", f"{PLUS},unit=off", "epochs=40"]
 CONTROLS = "gene-mean,knn-expression,ridge-expression,pca-knn"
 
 

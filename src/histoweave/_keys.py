@@ -15,6 +15,7 @@ COUNTS, MEASURED = "counts", "measured"  # layers of what was completed: raw cou
 SECTION, PATIENT = "section", "patient"  # obs of predictions
 FOLD, SPLIT = "fold", "split"  # obs of stored benchmark predictions
 UNS = "histoweave"  # uns: units, card and provenance
+OWN = "own"  # layer of a benchmark's predictions: what an imputer gave, before it was brought to the common scale
 SPREAD = "spread"  # layers of what was imputed: standard deviation over neighbours, or over occurrences of a cell
 CV_PCC, CV_PCC_SD, CV_PCC_N = "cv_pcc", "cv_pcc_sd", "cv_pcc_n"  # var: expected accuracy per gene
 

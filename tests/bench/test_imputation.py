@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from histoweave.bench.external import external_split
+from histoweave.bench.scoring import binned_spearman
 from histoweave.commands import bench
-from histoweave.data.phantom import Phantom
+from histoweave.data.phantom import Phantom, phantom
 from histoweave.data.section import Cohort
 from histoweave.data.split import SplitLeak
 from histoweave.report import write_html
@@ -56,3 +58,23 @@ def test_one_patient_on_both_sides_has_to_be_said(small: Phantom, tmp_path: Path
     names = list(small.cohort[0].genes[10:])
     assert hidden(report).startswith(f"{len(names)} whole genes of the test sections ({', '.join(names[:5])}")
     assert unseen(report) == "its hidden genes" and "Genes(names" not in page
+
+
+def test_values_of_an_imputer_are_scored_on_its_own_scale_too(tmp_path: Path) -> None:
+    truth = phantom(n_patients=2, layout="cells", spots=(14, 14), pitch_um=14)
+    model = "spage[n_pv=5,k=5]"
+    how = BenchSettings(
+        hide="genes:first:100", models=model, controls="ridge-expression", split="k-fold:2", store=str(tmp_path / "s"),
+        threads=1,
+    )  # fmt: skip
+    report = bench(truth.cohort, tmp_path / "run", how)
+    fold, (id,) = next(iter(report.card["folds"].items()))
+    made = report.prediction(model, fold)
+    own, section = made.layers["own"].astype(np.float64), truth.cohort[id]
+    linear = np.expm1(own)
+    np.testing.assert_allclose(made.X, linear / linear.sum(axis=1, keepdims=True), rtol=1e-4)
+    expected = binned_spearman(section, made.layers["truth"], own, np.isfinite(made.layers["truth"]))[0]
+    rows = report.rows[(report.rows["model"] == model) & (report.rows["fold"] == fold)]
+    found = {m: rows[rows["metric"] == m].set_index("gene")["value"] for m in ("spearman_bins", "spearman_bins_own")}
+    np.testing.assert_allclose(found["spearman_bins_own"].loc[list(made.var_names)], expected, atol=1e-6)
+    assert (found["spearman_bins"] != found["spearman_bins_own"]).mean() > 0.5

@@ -300,7 +300,10 @@ class Benchmark:
             here = (prediction.obs[K.SECTION] == section.id).to_numpy()
             if list(prediction.obs_names[here]) != [f"{section.id}/{name}" for name in section.spots.obs_names]:
                 raise RuntimeError(f"predictions of section {section.id!r} are not in the order of its spots")
-            frame, truth, mask = score(learner.fitted, section, prediction.X[here], holdout, measured=self.measured)
+            own = prediction.layers[K.OWN][here] if K.OWN in prediction.layers else None
+            frame, truth, mask = score(
+                learner.fitted, section, prediction.X[here], holdout, measured=self.measured, own=own
+            )
             parts.append(
                 to_rows(
                     frame,

@@ -15,6 +15,7 @@ ENTRIES = "entries"  # how many entries of a gene were scored, by which means ov
 DROPPED = "dropped"  # 1 for a gene that is not scored because all that was measured of it is hidden
 MEASURED = "_measured"  # ends the names of metrics over measured entries alone, where counts of 0 are entries too
 BINNED = ("spearman_bins", "spearman_all_bins")  # of bins with 10 cells or more, and of all bins with a cell
+OWN = "spearman_bins_own"  # the first of these for what an imputer gave, before it was brought to the common scale
 BIN_UM, BIN_CELLS, _FEWEST_BINS = 54.4, 10, 3  # xMINT: 128 px of 0.425 µm
 _LEAST = 1e-4  # expected counts are at least this, so that no prediction of 0 is infinitely wrong
 
@@ -25,7 +26,13 @@ def at_rate(metric: str, rate: float) -> str:
 
 
 def score(
-    fitted: FittedView, section: Section, predicted: np.ndarray, holdout: Holdout, *, measured: bool = False
+    fitted: FittedView,
+    section: Section,
+    predicted: np.ndarray,
+    holdout: Holdout,
+    *,
+    measured: bool = False,
+    own: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Metrics per gene of a section under test, the truth (n, g), and where it counts (n, g).
 
@@ -35,6 +42,8 @@ def score(
         (n, g), in units of the target.
     measured
         Also the metrics over entries with a count alone, their names ending in ``_measured``.
+    own
+        (n, g) of hidden genes on the scale of whatever imputed them; `predicted` where there is no other.
     """
     genes = list(fitted.genes.genes)
     truth, mask = fitted.truth(section)
@@ -49,6 +58,7 @@ def score(
     frame, _ = section_metrics(truth, predicted, mask, genes=genes)
     if isinstance(holdout.hide, Genes):
         frame[list(BINNED)] = np.column_stack(binned_spearman(section, truth, predicted, mask))
+        frame[OWN] = frame[BINNED[0]] if own is None else binned_spearman(section, truth, own, mask)[0]
     if isinstance(holdout.hide, Entries):
         frame[ENTRIES] = mask.sum(axis=0).astype(np.float64)
         if holdout.hide.of == "all":

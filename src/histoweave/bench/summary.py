@@ -38,6 +38,7 @@ HEADLINE = (
     "pcc_50",
     "spearman_bins",
     "spearman_all_bins",
+    "spearman_bins_own",
     "spearman",
     "mse",
     "mse_entries",

@@ -20,7 +20,7 @@ NAMES = {
     "mse_pattern": "MSE pattern", "mae": "MAE", "r2": "R²", "pcc_pooled": "PCC pooled", "pcc_h_paper": "PCC(H) paper",
     "mse_entries": "MSE over entries", "deviance": "deviance", "deviance_explained": "deviance explained",
     "mse_measured": "MSE measured", "pcc_measured": "PCC measured", "spearman_bins": "Spearman of bins",
-    "spearman_all_bins": "Spearman of all bins", "dropped": "genes dropped",
+    "spearman_all_bins": "Spearman of all bins", "spearman_bins_own": "Spearman of bins, own scale", "dropped": "genes dropped",
 }  # fmt: skip
 PROVENANCE = ("encoder", "init", "trunk", "parameters", "recipe", "inner split", "standardize")
 MOST_GENES = 50

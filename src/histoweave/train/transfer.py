@@ -58,7 +58,8 @@ class Transfer:
         Its text, such as ``spage[n_pv=30]``, or an `Imputer`.
     view
         Where given, imputed values are brought to the scale that all models of a table share: expression of the genes of
-        the view's panel over their sum. Without one they are as the imputer gives them, of all genes that a target lacks.
+        the view's panel over their sum; what the imputer gave is kept in ``layers["own"]``. Without one they are as the
+        imputer gives them, of all genes that a target lacks.
     seed
         Of whatever the imputer draws.
     genes
@@ -141,12 +142,15 @@ class Transfer:
         self.notes[section.id] = found.notes
         values, spread = (v if v is None else v[:, : len(missing)] for v in (found.values, found.spread))
         assert values is not None
+        own = values
         if self.fitted is not None:
             values, spread = _shares(values, logarithmic=self.imputer.logarithmic), None
         obs = pd.DataFrame(
             {K.SECTION: section.id, K.PATIENT: section.patient}, index=section.id + "/" + section.spots.obs_names
         )
         table = AnnData(X=values, obs=obs, var=pd.DataFrame(index=pd.Index(missing)), obsm={K.SPATIAL: section.xy})
+        if self.fitted is not None:
+            table.layers[K.OWN] = own.astype(np.float32)
         if spread is not None:
             table.layers[K.SPREAD] = spread
         return table
