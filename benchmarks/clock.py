@@ -1,4 +1,4 @@
-"""Timing several ways to one result against each other, turn by turn, in one process.
+"""Timing several ways to one result against each other, turn by turn, in one process; and the memory of a process.
 
 A `Case` is one job and the ways to do it. Each way gives an iterable, and doing the job is walking it to its end: what
 it gives is dropped item by item, as training or writing would, so that memory does not grow. Before the clock starts
@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -139,3 +140,9 @@ def _seconds(run: Run, number: int) -> float:
     for _ in range(number):
         drain(run())
     return (time.perf_counter() - begin) / number
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process so far; getrusage would count its parent's, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))

@@ -59,7 +59,7 @@ def real(work: Path, store: str | None) -> Report:
     root = Path(os.environ.get("HISTOWEAVE_DATA", "../shared/data"))
     cohort: Cohort = read_cohort(str(root / "her2st"), sections="with-image")
     how = BenchSettings(
-        models=arms(MODELS[:2]), controls="mean", target="log1p-cpm[log=2]", panel="spared:32", measured=True,
+        models=arms(MODELS), controls="mean", target="log1p-cpm[log=2]", panel="spared:32", measured=True,
         recipe="tiny", store=store or str(work / "store"), threads=1, max_hours=1000, window_px=224,
         name="her2st, six images, raw and completed",
     )  # fmt: skip

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.clock import peak_mib
 from histoweave.models._glm import alpha_from_moments, fit_counts
 from histoweave.models._lasso import lasso_path
 from histoweave.models._linear import Moments, ridge_path
@@ -117,17 +118,12 @@ def main() -> None:
     job, folder = sys.argv[1], Path(sys.argv[2])
     x = torch.randn(CHUNK, 8)  # what libraries set up at their first product is not the job's
     torch.linalg.eigh(x.T @ x)
-    before = _peak_mib()
+    before = peak_mib()
     begin = time.perf_counter()
     said = work(job, folder)
     seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "before_mib": before, "peak_mib": _peak_mib(), "said": said}))
+    print(json.dumps({"seconds": seconds, "before_mib": before, "peak_mib": peak_mib(), "said": said}))
 
-
-def _peak_mib() -> float:
-    """Largest resident memory of this process so far; getrusage would count its parent's, too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

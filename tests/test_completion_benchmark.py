@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import completion_speed
+from benchmarks import completion_memory, completion_speed
 from benchmarks.clock import Disagreement, compare
 from benchmarks.completion_speed import QUICK, combat_jobs, main, median_jobs, moran_jobs
 
@@ -46,3 +46,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def _once(case):  # type: ignore[no-untyped-def]
     agreement, seconds = compare(case)
     return completion_speed.Measured(case, {way: [time] for way, time in seconds.items()}, agreement)
+
+
+@pytest.mark.parametrize("form", completion_memory.FORMS)
+def test_memory_is_measured_around_a_whole_section(form: str) -> None:
+    row = completion_memory.one(form, 120, 6)
+    assert 0 < row["before_mib"] <= row["peak_mib"] and row["seconds"] > 0
+    text = completion_memory.page([row, row], 120, 6, 0.0)
+    assert text.count("| yes |") == 2 and "120 spots of one section × 6 genes" in text
