@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from benchmarks.clock import peak_mib
 from benchmarks.phantom import markdown
 from benchmarks.speed import machine
 from histoweave._repro import versions
@@ -64,21 +65,16 @@ def one(method: str, cells: int, reference: int) -> dict[str, Any]:
     source, types = made_up(reference, SHARED + HIDDEN, profiles, rng)
     drift = rng.gamma(8, 1 / 8, (1, SHARED + HIDDEN))  # each gene is caught more or less well by the other assay
     target, _ = made_up(cells, SHARED, profiles * drift, rng)
-    imputer, before = create_imputer(method), _peak_mib()
+    imputer, before = create_imputer(method), peak_mib()
     begin, worked = time.perf_counter(), time.process_time()
     made = imputer(source, target, seed=0, groups=types)
     seconds, worked = time.perf_counter() - begin, time.process_time() - worked
     finite = bool(np.isfinite(made.values).all())
     return {
-        "seconds": seconds, "cpu_seconds": worked, "before_mib": before, "peak_mib": _peak_mib(), "finite": finite,
+        "seconds": seconds, "cpu_seconds": worked, "before_mib": before, "peak_mib": peak_mib(), "finite": finite,
         "notes": made.notes,
     }  # fmt: skip
 
-
-def _peak_mib() -> float:
-    """Largest resident memory of this process so far; getrusage would count its parent's, too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def memory(method: str, cells: int, reference: int, times: float, command: str) -> str:
@@ -140,6 +136,9 @@ def pdac(folder: Path, methods: Sequence[str], command: str) -> str:
     reference, target = ad.read_h5ad(folder / "scrna.h5ad"), ad.read_h5ad(folder / "st.h5ad")
     genes = np.array([gene for gene in target.var_names if gene in set(reference.var_names)])
     source, spots = sparse.csr_matrix(reference[:, genes].X), sparse.csr_matrix(target[:, genes].X)
+    # The other genes of the reference together, as a last column: totals are over all of them.
+    rest = reference.X.sum(axis=1, dtype=np.float64) - source.sum(axis=1, dtype=np.float64)
+    source = sparse.hstack([source, sparse.csr_matrix(np.asarray(rest).reshape(-1, 1))], format="csr")
     truth = log_normalised(spots, total=np.asarray(target.X.sum(axis=1)).ravel()).toarray().astype(np.float32)
     groups = reference.obs["cell_type"].astype(str).to_numpy()
     fold = np.random.default_rng(0).permutation(len(genes)) % FOLDS
@@ -149,7 +148,8 @@ def pdac(folder: Path, methods: Sequence[str], command: str) -> str:
         imputer, made, worked = create_imputer(method), np.empty_like(truth), time.process_time()
         for k in range(FOLDS):
             shown, hidden = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-            made[:, hidden] = imputer(source[:, [*shown, *hidden]], spots[:, shown], seed=0, groups=groups).values
+            found = imputer(source[:, [*shown, *hidden, len(genes)]], spots[:, shown], seed=0, groups=groups)
+            made[:, hidden] = found.values[:, :-1]
         worked = time.process_time() - worked
         per = LINEAR.get(method.partition("[")[0])
         made = made if per is None else np.log1p(per * made)

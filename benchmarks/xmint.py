@@ -225,7 +225,9 @@ def way(sizes: Sizes, device: str, folder: Path, name: str) -> dict[str, Any]:
     top = peak(device)
     patches = len(rc.unique(dim=0))
     flop = 2.0 * tokenizer_macs(made, sizes.side**2 if mode == "dense" else patches * PATCH**2)
-    return {"way": name, **seconds, "patches": patches, "flop": flop, "peak": top, "rate": rate(device)}
+    with torch.autocast(device, torch.bfloat16, enabled="bf16" in kind):  # the floor is in the precision of the row
+        found_rate = rate(device)
+    return {"way": name, **seconds, "patches": patches, "flop": flop, "peak": top, "rate": found_rate}
 
 
 def peak(device: str) -> int:

@@ -43,6 +43,14 @@ def test_every_field_is_a_flag(
         assert f"--{field.name.replace('_', '-')}" in out
 
 
+def test_types_of_a_reference_are_not_those_of_sections(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("impute", "panel", "--out", "o.h5ad", "--origin", "known", "--groups", "type")
+    code, _, err = run(capsys, monkeypatch, *words)
+    assert code == 1 and "--groups names a column of a --reference" in " ".join(err.split())
+
+
 def test_models_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run(capsys, monkeypatch, "models", "--json")
     rows = json.loads(out)

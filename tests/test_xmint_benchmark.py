@@ -35,7 +35,10 @@ def test_the_report_is_written_part_by_part(tmp_path: Path, monkeypatch: pytest.
         return step(sizes, device, int(given[0])) if job == "step" else way(sizes, device, Path(given[0]), given[1])
 
     monkeypatch.setattr(xmint, "in_its_own", here)
-    monkeypatch.setattr(xmint, "rate", lambda device: {"convolution": 1e9, "matrices": 2e9})
+    def rate(device: str) -> dict[str, float]:
+        return {"convolution": 1e9, "matrices": 4e9 if torch.is_autocast_enabled(device) else 2e9}
+
+    monkeypatch.setattr(xmint, "rate", rate)
     monkeypatch.setattr(xmint, "timed", lambda run, device: (run(), 1.5)[1])
     monkeypatch.setattr(xmint, "TABLE", TABLE[-1:])
     text = run("table1", tmp_path, sizes=QUICK, device="cpu", command="test")
@@ -44,6 +47,8 @@ def test_the_report_is_written_part_by_part(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "xmint-cost.md").read_text() == text
     assert "27,297,808" in text and all(f"| {name} | 1.50 |" in text for name in WAYS)
     found = json.loads((tmp_path / "xmint-cost.json").read_text())
+    rates = {row["way"]: row["rate"]["matrices"] for row in found["tokenizer"]["rows"]}
+    assert rates == {name: 4e9 if "bf16" in name else 2e9 for name in WAYS}  # each row has the floor of its precision
     assert found["tokenizer"]["errors"]["values"] <= 1e-5 and set(found) == {"table1", "tokenizer"}
     monkeypatch.setitem(xmint.TOLERANCE, "gradients", -1.0)
     with pytest.raises(Disagreement, match="gradients of occupied patches"):

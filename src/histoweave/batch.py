@@ -208,7 +208,8 @@ class SpotModel(Protocol):
     ``features(batch)`` (b, d), which lets it be the first stage of another; and ``hops`` and ``halo``, how far its neighbours
     reach and how far it looks around a region of a section, in lattice steps; ``sequencing``, the length of its
     sequences, how often a spot occurs in them at least, and by which rule (see `histoweave.feed.Sequencing`); and
-    ``needs_zeros``, True where it cannot learn from entries above 0 alone.
+    ``needs_zeros``, where it fits raw counts, to which zeros belong, so that it learns from no layer but ``raw``: True, or
+    the argument that turns this off, such as ``"counts=none"``.
     """
 
     card: ClassVar[Card]

@@ -12,8 +12,8 @@ from histoweave.bench.external import external_split
 from histoweave.bench.scoring import binned_spearman
 from histoweave.commands import bench
 from histoweave.data.phantom import Phantom, phantom
-from histoweave.data.section import Cohort
-from histoweave.data.split import SplitLeak
+from histoweave.data.section import Cohort, Section
+from histoweave.data.split import Split, SplitLeak
 from histoweave.report import write_html
 from histoweave.report.tables import hidden, unseen
 from histoweave.settings import BenchSettings
@@ -37,6 +37,31 @@ def test_what_cannot_be_run_is_refused_before_anything_is(
     with pytest.raises(ValueError, match=says):
         bench(small.cohort, tmp_path / "run", how)
     assert not (tmp_path / "run").exists()
+
+
+def renamed(section: Section, genes: list[str]) -> Section:
+    table = section.spots.copy()
+    table.var_names = genes
+    return section.with_spots(table)
+
+
+def test_names_that_differ_in_case_are_told(small: Phantom, tmp_path: Path) -> None:
+    genes, split = list(small.cohort[0].genes), Split(train=("P1S1",), test=("P2S1",))
+    train, test = (replace(s, id=id) for s, id in zip(small.cohort[:2], ("P1S1", "P2S1"), strict=True))
+    lower = [gene.lower() for gene in genes]
+    how = BenchSettings(hide="genes:first:5", models="gene-mean", controls="", store=str(tmp_path / "s"), threads=1)
+    with pytest.raises(ValueError, match=f"share no gene name .*{len(genes)} names agree if case is ignored, such as"):
+        bench(Cohort([train, renamed(test, lower)]), tmp_path / "none", how, splits=(split,))
+    said: list[str] = []
+    half = Cohort([train, renamed(test, [*genes[:10], *lower[10:-1], "other"])])
+    bench(half, tmp_path / "half", how, splits=(split,), say=said.append)
+    n = len(genes) - 10
+    assert any(f"{n} of the training side, {n} of the test side (WARNING: {n - 1} names agree but" in s for s in said)
+    said.clear()
+    how = replace(how, models="gene-mean,tangram[epochs=2]")
+    report = bench(Cohort([train, test]), tmp_path / "all", how, splits=(split,), say=said.append)
+    assert not any("left out" in s for s in said)
+    assert report.table()["parameters"].tolist() == [0, "–"]  # what Tangram trains is not counted
 
 
 def test_one_patient_on_both_sides_has_to_be_said(small: Phantom, tmp_path: Path) -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from histoweave import cli
 from histoweave.bench.over_datasets import arm, gain_of_layers, normalised, standing
-from histoweave.commands import run_spared
+from histoweave.bench.summary import Report
+from histoweave.commands import _spared, run_spared
+from histoweave.data.catalog import DatasetNotFound, dataset
+from histoweave.data.phantom import Phantom, phantom_like
+from histoweave.pp.genes import select_panel
+from histoweave.pp.spared import spared, spared_ranking
 from histoweave.settings import BenchSettings
 
 
@@ -55,8 +64,8 @@ def test_arms_are_told_apart_by_the_layer_alone() -> None:
 
 def test_the_suite_on_phantoms(tmp_path: Path) -> None:
     said: list[str] = []
-    how = BenchSettings(models="ridge", threads=1, store=str(tmp_path / "store"), hide="entries:0.3", rates="0.5")
-    made = run_spared(  # what is hidden is the suite's, whatever the settings say
+    how = BenchSettings(models="ridge", threads=1, store=str(tmp_path / "store"), seeds=2)
+    made = run_spared(
         tmp_path, how, only=["mirzazadeh_mouse_bone", "fan_mouse_olfatory_bulb"], layers=("raw", "measured", "median"),
         dry_run=True, say=said.append,
     )  # fmt: skip
@@ -67,8 +76,93 @@ def test_the_suite_on_phantoms(tmp_path: Path) -> None:
     assert run["hide"] == "Everything()"
     text = (tmp_path / "spared.md").read_text(encoding="utf-8")
     assert "validation-selected" in text and "values mean nothing" in text
+    for name in ("spared-mirzazadeh_mouse_bone", "spared-fan_mouse_olfatory_bulb"):
+        assert f"> {name}: spots have more than 10 and fewer than 1e+06 counts, which leaves 0 of " in text
+        shared = re.search(rf"> {name}: genes ranked without held-out .*: (\d+)% of the best 16 genes are", text)
+        assert shared is not None and 0 <= int(shared[1]) <= 100
+    assert "> spared-fan_mouse_olfatory_bulb: validation-selected" in text and "\n> validation-selected" not in text
+    assert "> Parameters are those on spared-mirzazadeh_mouse_bone." in text
+    size = (tmp_path / "spared-size.svg").read_text(encoding="utf-8")
+    assert "trainable parameters on spared-mirzazadeh_mouse_bone" in size
     assert {path.name for path in tmp_path.glob("spared-*.svg")} == {
         f"spared-{name}.svg" for name in ("standing", "size", "errors", "layers")
     }
     with pytest.raises(ValueError, match="did you mean 'fan_mouse_olfatory_bulb'"):
         run_spared(tmp_path, how, only=["fan_mouse_olfactory_bulb"], dry_run=True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"protocol": "paper"}, {"hide": "entries:0.3"}, {"panel": "top-mean:8"}, {"ensemble": 2}, {"rates": "0.5"}],
+)
+def test_what_the_suite_fixes_cannot_be_given(given: dict[str, Any], tmp_path: Path) -> None:
+    (key, value), usual = *given.items(), BenchSettings()
+    with pytest.raises(ValueError, match=rf"suite 'spared' has its own .*, and {key}='?{value}'? was given; leave"):
+        run_spared(tmp_path / "run", BenchSettings(**given), dry_run=True)
+    assert _spared._settings(BenchSettings(measured=True, target=_spared.TARGET), tmp_path, dry_run=False).measured
+    assert _spared._settings(usual, tmp_path, dry_run=False).recipe == "spared"
+
+
+def test_the_command_hands_the_protocol_on(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="protocol='paper' was given"):
+        cli._run_suite("spared", tmp_path, BenchSettings(), protocol="paper", dry_run=True)
+
+
+def test_every_dataset_has_to_be_there_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spared-mirzazadeh_mouse_bone").mkdir()
+    (tmp_path / "spared-mirzazadeh_mouse_bone" / "something").touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(_spared.catalog, "load", refuse)
+    with pytest.raises(DatasetNotFound, match="'spared-vicari_mouse_brain' is not on this machine"):
+        run_spared(tmp_path / "run", data=tmp_path, only=["mirzazadeh_mouse_bone", "vicari_mouse_brain"])
+    with pytest.raises(ValueError, match="model 'nb' fits a distribution of raw counts"):
+        run_spared(tmp_path / "run", BenchSettings(models="nb"), data=tmp_path, only=["mirzazadeh_mouse_bone"])
+
+
+def test_arms_of_a_model_that_also_fits_counts() -> None:
+    assert _spared._arms(["hist2st"], ["raw"], "spared") == ["hist2st[layer=raw]"]
+    assert _spared._arms(["stnet", "hist2st[lr=0.001]"], ["raw", "median"], "spared") == [
+        *("stnet[layer=raw]", "stnet[layer=median]", "hist2st[lr=0.001,layer=raw]"),
+        *("hist2st[lr=0.001,counts=none,layer=raw]", "hist2st[lr=0.001,counts=none,layer=median]"),
+    ]
+    for text in _spared._arms(_spared.split_specs(_spared.MODELS), _spared.LAYERS, "spared"):
+        _spared.resolve(text, "spared")
+
+
+def test_spots_out_of_the_bounds_of_a_dataset_are_left_out(small: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:
+    cohort = small.cohort
+    totals = np.sort(np.concatenate([section.library for section in cohort]))
+    low = int(totals[len(totals) // 4])
+    monkeypatch.setattr(_spared.catalog, "load", lambda *_, **__: cohort)
+    row = replace(dataset("spared-mirzazadeh_human_small_intestine"), min_spot_counts=low)
+    made, told = _spared._cohort(row, None, dry_run=False)
+    for section, before in zip(made, cohort, strict=True):
+        assert np.array_equal(section.library, before.library[before.library > low])  # strict, as SpaRED's
+    assert f"more than {low} and fewer" in told and f"leaves {cohort.n - made.n} of {cohort.n} out" in told
+    assert 0 < made.n < cohort.n
+    assert _spared._cohort(replace(row, min_spot_counts=None), None, dry_run=False)[0].n == (totals > 10).sum()
+    with pytest.raises(ValueError, match="have no spot with more than 100000 and fewer"):
+        _spared._cohort(replace(row, min_spot_counts=100_000), None, dry_run=False)
+
+
+def test_errors_are_means_over_sections_and_seeds() -> None:
+    table = [("a", "g", 0, "s", 1.0), ("a", "g", 1, "s", 2.0), ("a", "g", 0, "t", 6.0), ("a", "h", 0, "s", 5.0)]
+    rows = pd.DataFrame(table, columns=["model", "gene", "seed", "section", "value"]).assign(metric="mse_measured")
+    report = Report(Path(), rows, rows, rows, rows, [], {})
+    assert _spared._by_gene(report, "a").tolist() == [3.0, 5.0]
+
+
+def test_the_ranking_alone_is_that_of_the_whole_processing() -> None:
+    row = dataset("spared-mirzazadeh_mouse_bone")
+    cohort = phantom_like(row.name, spots=(6, 6)).cohort
+    sides = row.published_split(cohort)
+    for leak_free in (True, False):
+        whole = spared(cohort, sides, leak_free=leak_free).ranking
+        pd.testing.assert_series_equal(spared_ranking(cohort, sides, leak_free=leak_free), whole)
+    panel = select_panel(cohort.subset(sides.train), "spared:16", candidates=cohort.genes("common"))
+    assert list(spared_ranking(cohort, sides).index[:16]) == list(panel.genes)  # as the benchmark chooses them

@@ -17,7 +17,7 @@ from histoweave.commands import bench, make_benchmark
 from histoweave.data.holdout import Entries, Holdout, Thin
 from histoweave.data.phantom import Phantom
 from histoweave.data.section import Cohort
-from histoweave.data.split import leave_one_out
+from histoweave.data.split import Split, leave_one_out
 from histoweave.pp.counts import Target
 from histoweave.report import write_html
 from histoweave.settings import BenchSettings
@@ -123,6 +123,8 @@ def test_a_benchmark_of_thinned_counts_and_its_report(small: Phantom, tmp_path: 
     assert set(report.tests["reference"]) == {"ridge-visible"}
     page = write_html(report, small.cohort).read_text(encoding="utf-8")
     assert "deviance explained" in page and "Against ridge-visible" in page
+    assert "Deviance is per gene" in page and "and the deviance explained of each model" in page
+    assert "PCC is" not in page and "  PCC " not in page and "A ceiling is one of PCC" in page
     assert "pcc_pooled" not in set(report.summary["metric"])  # the whole count of a spot has a part that was shown
 
 
@@ -136,6 +138,21 @@ def test_a_benchmark_of_imputation(small: Phantom, tmp_path: Path) -> None:
     assert len(set(report.rows["gene"])) == 4
     made = report.prediction("spage[n_pv=5]", report.cells[0]["fold"])
     np.testing.assert_allclose(np.asarray(made.X).sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_validation_sections_are_no_reference_and_are_named(small: Phantom, tmp_path: Path) -> None:
+    how = BenchSettings(
+        hide="genes:random:12:0", models="spage[n_pv=5]", controls="gene-mean", recipe="tiny",
+        store=str(tmp_path / "store"), threads=1,
+    )  # fmt: skip
+    first, second, third = small.cohort.ids
+    split = Split(train=(first,), test=(third,), val=(second,), name="fold")
+    report = bench(small.cohort, tmp_path / "run", how, splits=(split,))
+    assert [cell["trained_on"] for cell in report.cells] == [[small.cohort[0].patient]] * 2
+    assert report.card["validation"] == {"fold": [second]}
+    page = write_html(report, small.cohort).read_text(encoding="utf-8")
+    assert "validation sections</th>" in page and f'<td class="text wrap">{second}</td>' in page
+    assert "stopping and choosing from its validation sections" in page
 
 
 def test_entries_and_models_that_do_not_go_together(small: Phantom, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from histoweave.data.section import Cohort
 from histoweave.data.split import Split
 from histoweave.data.store import Store
 from histoweave.pp.counts import Target
-from histoweave.train import Learner, load_recipe, resolve
+from histoweave.train import Learner, load_recipe, recipe, resolve
 from histoweave.view import View
 
 MLP = "mlp[components=4,hidden=8]"
@@ -158,6 +158,20 @@ def test_finished_combinations_are_taken_as_they_are(
     assert again.table.iloc[0].equals(first.table.iloc[0])
     search(MLP, {"lr": [1e-3]}, cohort[:2], cohort[3:], **given)  # other validation patients
     assert len(fits) == 2
+
+
+def test_a_combination_is_that_of_all_its_recipes(
+    cohort: Cohort, view: View, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What completes the training sections has a recipe of its own, and other values with another one."""
+    given: dict[str, Any] = {"view": view, "store": store, "recipe": "tiny", "folder": tmp_path}
+    model, grid = "ridge-gene[components=4,layer=low-rank]", {"alphas": [0.1]}
+    table = recipe._recipes()
+    for count in (1, 1, 2):
+        if count == 2:
+            monkeypatch.setattr(recipe, "_recipes", lambda: {**table, "low-rank": {"tiny": {"epochs": 3}}})
+        search(model, grid, cohort[:2], cohort[2:3], **given)
+        assert len(list(tmp_path.glob("*.json"))) == count
 
 
 def test_what_a_model_names_itself_is_not_searched(cohort: Cohort, view: View, store: Store, tmp_path: Path) -> None:

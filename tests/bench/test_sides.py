@@ -14,12 +14,14 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from histoweave.bench.benchmark import Benchmark
 from histoweave.bench.sides import SIDES, UNS, SidedBenchmark, expecting_counts, side_means
+from histoweave.commands._bench import make_benchmark
 from histoweave.data.image import Window
 from histoweave.data.phantom import phantom
 from histoweave.data.section import Cohort
 from histoweave.data.split import Split
 from histoweave.data.store import Store
 from histoweave.pp.counts import Target
+from histoweave.settings import BenchSettings
 from histoweave.train import Learner
 from histoweave.view import View
 
@@ -180,7 +182,7 @@ def test_choosing_before_fitting_is_an_error(view: View, store: Store, cohort: C
     [
         ({"splits": "bare"}, r"1 of 1 folds have no validation sections \('sides'\)"),
         ({"protocol": "paper"}, "leave out protocol='paper'"),
-        ({"ensemble": 2}, "leave out protocol='paper', the ensemble"),
+        ({"ensemble": 2}, r"1 of 1 folds name validation sections to stop on \('.*'\); leave the ensemble out"),
     ],
 )
 def test_what_does_not_go_with_sides_is_refused(
@@ -199,3 +201,14 @@ def test_a_cell_is_that_of_its_validation_sections(cohort: Cohort, split: Split,
         {cell.folder.name for cell in sided(cohort, one, view).cells(tmp_path)} for one in (split, other, same_train)
     ]
     assert not names[0] & names[1] and not names[0] & names[2]
+
+
+def test_validation_sections_that_were_not_chosen_are_told(cohort: Cohort, split: Split) -> None:
+    ids = [id for id in cohort.ids if id not in split.val]
+    settings = BenchSettings(models="mean", controls="", panel="top-mean:3", sections=",".join(ids))
+    with pytest.raises(ValueError, match=rf"validation sections \({split.val[0]}.*none of them was chosen"):
+        make_benchmark(cohort, settings, splits=(split,))
+    some = make_benchmark(cohort, replace(settings, sections=",".join((*ids, split.val[0]))), splits=(split,))
+    assert some.splits[0].val == split.val[:1]
+    plain = make_benchmark(cohort, settings, splits=(replace(split, val=()),))
+    assert not plain.splits[0].val

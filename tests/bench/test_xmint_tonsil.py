@@ -36,6 +36,18 @@ def test_verdicts_by_hand() -> None:
     assert {s.verdict for s in statements(None)} == {"needs network"}
 
 
+def test_the_first_text_of_a_name_is_told_of_and_the_others_stand_beside_it() -> None:
+    rows = {"xmint[image=off]": [0.2, 0.3], "spage": [0.1, 0.1], "xmint": [0.9, 0.9], "gimvi": [0.5, 0.5]}
+    table = pd.DataFrame(
+        [(text, m, v) for text, row in rows.items() for m, mid in zip((50, 100), row, strict=True) for v in (mid, mid, 1)],
+        columns=["model", "m", "value"],
+    )
+    medians = medians_of(table)
+    assert medians.T.to_dict("list") == rows and list(medians.index) == list(rows) and list(medians) == [50, 100]
+    found = statements(medians)
+    assert (found[0].verdict, found[2].verdict) == ("does not", "holds") and "xMINT 0.200, 0.300;" in str(found[0])
+
+
 def test_without_data_every_statement_needs_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HISTOWEAVE_DATA", raising=False)
     said: list[str] = []
@@ -77,13 +89,13 @@ def test_the_whole_suite_on_a_phantom(tmp_path: Path) -> None:
     said: list[str] = []
     how = BenchSettings(models="xmint[image=off],spage[n_pv=5]", controls="gene-mean", threads=1)
     made = run_tonsil(tmp_path, how, dry_run=True, say=said.append)
-    assert set(made.medians.index) == {"xmint", "spage", "gene-mean"} and list(made.medians) == [10, 20, 30, 40]
-    assert made.medians.loc["xmint"].notna().all()
+    assert list(made.medians.index) == ["gene-mean", "xmint[image=off]", "spage[n_pv=5]"]
+    assert list(made.medians) == [10, 20, 30, 40] and made.medians.loc["xmint[image=off]"].notna().all()
     assert [s.verdict for s in made.statements].count("no value") == 4  # gimVI and Seurat did not run
     text = (tmp_path / "xmint-tonsil.md").read_text(encoding="utf-8")
     assert "the values mean nothing" in text and str(made.statements[2]) in text
     table = pd.read_parquet(tmp_path / "xmint-tonsil.parquet")
-    assert medians_of(table).loc["spage", 10] == pytest.approx(
+    assert medians_of(table).loc["spage[n_pv=5]", 10] == pytest.approx(
         table[table["model"].str.startswith("spage") & (table["m"] == 10)]["value"].median()
     )
     assert (tmp_path / "xmint-tonsil-genes.svg").stat().st_size > 1000

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from histoweave.cli._data import gene_lengths
 from histoweave.data import gene_lengths as gl
 
 EXONS = [  # sequence, gene, symbol, first, last
@@ -81,6 +82,12 @@ def test_compressed_and_cached(gtf: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     with pytest.raises(pytest.fail.Exception):  # another cache is empty
         gl.make_lengths(packed)
+
+
+def test_the_command_tells_what_is_left_out(gtf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gene_lengths(gtf, tmp_path / "cache")
+    told = "".join(capsys.readouterr())
+    assert "8 genes, 7 with a symbol, 1 left out that came a second time: " in " ".join(told.split())
 
 
 def test_lookup_by_identifier_and_symbol(gtf: Path) -> None:

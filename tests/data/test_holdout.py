@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from histoweave import _keys as K
-from histoweave.data.holdout import Entries, Hide, Holdout, Thin
+from histoweave.data.holdout import Entries, Hide, Holdout, Thin, parse_hide
 from histoweave.data.section import Cohort, Section, make_section
 from histoweave.data.split import Split
 
@@ -71,3 +71,9 @@ def test_what_was_computed_from_counts_is_not_shown(hide: Hide) -> None:
         assert (Holdout(SPLIT, hide).garble(both)[0].spots.obs["first_gene"] != COUNTS[:, 0]).all()
     else:
         assert (shown[K.LIBRARY] < COUNTS.sum(axis=1)).any()
+
+
+@pytest.mark.parametrize("genes", [(), ("A",)])
+def test_too_few_genes_in_common_to_hide_some_are_told(genes: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"genes:first:1': the sections have {len(genes)} genes in common; expected 2"):
+        parse_hide("genes:first:1", genes)

@@ -31,7 +31,7 @@ def test_forms_of_a_matrix(tmp_path: Path) -> None:
     csv.write_text("\ufeff" + "\n".join(", ".join(map(repr, row)) for row in MATRIX.tolist()) + "\n", encoding="utf-8")
     rows.write_text(json.dumps(MATRIX.tolist()))
     named.write_text(json.dumps({"matrix": MATRIX.tolist()}))
-    for given in (MATRIX, csv, str(rows), named):
+    for given in (MATRIX, MATRIX.tolist(), csv, str(rows), named):
         np.testing.assert_array_equal(read(given), MATRIX)
     np.testing.assert_array_equal(read("identity"), np.eye(3))
 
@@ -44,6 +44,7 @@ def test_directions_are_each_others_inverse() -> None:
 
 def test_exact_landmarks_give_the_matrix(tmp_path: Path) -> None:
     np.testing.assert_allclose(read((POINTS, moved(POINTS))), MATRIX, atol=1e-9)
+    np.testing.assert_allclose(read((POINTS.tolist(), moved(POINTS).tolist())), MATRIX, atol=1e-9)
     explorer = tmp_path / "k.csv"
     pd.DataFrame(np.c_[moved(POINTS), POINTS], columns=EXPLORER).to_csv(explorer, index=False)
     np.testing.assert_allclose(read(explorer), MATRIX, atol=1e-9)
@@ -80,8 +81,9 @@ def test_noisy_landmarks_are_fitted_by_least_squares(caplog: pytest.LogCaptureFi
     ],
 )
 def test_matrices_that_are_refused(tmp_path: Path, matrix: np.ndarray, why: str) -> None:
-    with pytest.raises(SectionError, match=why):
-        read(matrix)
+    for given in (matrix, matrix.tolist()):
+        with pytest.raises(SectionError, match=why):
+            read(given)
     if matrix.ndim == 2:
         np.savetxt(tmp_path / "m.csv", matrix, delimiter=",")
         with pytest.raises(SectionError, match=r"section 's': the alignment '.*m\.csv'"):
@@ -101,6 +103,12 @@ def test_matrices_that_are_refused(tmp_path: Path, matrix: np.ndarray, why: str)
 def test_landmarks_that_are_refused(stained: np.ndarray, xenium: np.ndarray, why: str) -> None:
     with pytest.raises(SectionError, match=why):
         read((stained, xenium))
+
+
+def test_lists_that_are_no_table() -> None:
+    for given in ([[1.0, 0.0], [0.0]], ([["a", "b"]] * 3, POINTS)):
+        with pytest.raises(SectionError, match="section 's': the alignment is a list that is no table of numbers"):
+            read(given)
 
 
 @pytest.mark.parametrize(

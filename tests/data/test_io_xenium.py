@@ -82,6 +82,18 @@ def test_morphology(outs: Outs, caplog: pytest.LogCaptureFixture) -> None:
     assert section.image is None and "read without its morphology image" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["S1_morphology_focus.ome.tif", "S1_morphology_focus/ch0000_dapi.ome.tif"])
+def test_a_morphology_image_with_a_prefix_and_its_own_place(outs: Outs, name: str) -> None:
+    path = outs.folder / name
+    path.parent.mkdir(exist_ok=True)
+    tifffile.imwrite(path, np.full((100, 100), 900, dtype=np.uint16), metadata={"axes": "YX"})
+    np.savetxt(outs.folder / "he_imagealignment.csv", MATRIX, delimiter=",")  # of another image
+    for how in ({}, {"alignment": "identity"}, {"image": path}):
+        section = read_xenium(outs.folder, patient="p", **how)
+        assert section.image is not None and section.image.path == path
+        np.testing.assert_allclose(section.xy, outs.px)
+
+
 @pytest.mark.parametrize("name", ["x_he_imagealignment.csv", "x_he_image_matrix.csv", "x_he_imagealignment.json"])
 def test_a_stained_image_beside_its_alignment(outs: Outs, name: str) -> None:
     image = fx.write_image(outs.folder.parent / "x_he_image.png", (160, 160))

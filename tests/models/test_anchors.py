@@ -55,14 +55,14 @@ def plain(reference: np.ndarray, seen: np.ndarray, dims: int, k_anchor: int, k_s
     for cell in range(len(seen)):
         distance = np.linalg.norm(places[members] - places[cell], axis=1)
         near = np.argsort(distance, kind="stable")[:k_weight]
-        total = 0.0
+        total = used = 0.0
         for q in near:
             closeness = 1 - distance[q] / distance[near[-1]]
             for (i, j), quality in zip(anchors, score, strict=True):
-                if j == members[q]:
+                if j == members[q] and used < k_weight:
                     weight = 1 - np.exp(-closeness * quality / 4)
                     out[cell] += weight * r[i, m:]
-                    total += weight
+                    total, used = total + weight, used + 1
         out[cell] /= total
     return out
 
@@ -128,6 +128,15 @@ def test_toy_by_hand_weights() -> None:
     wide, _ = anchor_weights(distance, near, source, which, score, 4, 4.0)
     a, b = 1 - np.exp(-0.5 * 0.5 * 4), 1 - np.exp(-0.5 * 1.0 * 4)
     np.testing.assert_allclose(wide.toarray()[0], [a / (a + b), 0, b / (a + b), 0])
+
+
+def test_toy_by_hand_as_many_anchors_as_neighbours() -> None:
+    """Members 0, 1, 2 at 1, 2 and 4; members 0 and 1 are in two anchors each, and only the nearest three of five count."""
+    distance, near = np.array([[1.0, 2.0, 4.0]]), np.array([[0, 1, 2]])
+    source, which = np.array([0, 1, 2, 3, 4]), np.array([0, 1, 0, 1, 2])
+    weights, _ = anchor_weights(distance, near, source, which, np.ones(5), 5, 1.0)
+    a, b = 1 - np.exp(-0.75 / 4), 1 - np.exp(-0.5 / 4)
+    np.testing.assert_allclose(weights.toarray(), [np.array([a, b, a, 0, 0]) / (2 * a + b)])
 
 
 def test_weights_that_are_all_0_become_even() -> None:

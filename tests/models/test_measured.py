@@ -29,7 +29,7 @@ from histoweave.models.predict.knn import KNN
 from histoweave.models.predict.linear import OLS, Lasso, RidgePerGene
 from histoweave.models.predict.ridge import Ridge, Shuffled
 from histoweave.pp.counts import Target
-from histoweave.train import Learner, Recipe, load_predictor
+from histoweave.train import Learner, Recipe, load_predictor, resolve
 from histoweave.view import View
 
 PREDICT = [name for name in list_models() if card_of(name).task == "predict"]
@@ -197,7 +197,8 @@ def cpm(view: View) -> View:
 def test_models_learn_from_measured_entries_alone(
     name: str, small: Phantom, cpm: View, shared_store: Store, tmp_path: Path
 ) -> None:
-    recipe = Recipe(name="quick", args=model_class(name).tiny(), epochs=1, batch=64, lr=1e-3)
+    args = model_class(name).tiny() | ({"counts": "none"} if name == "hist2st" else {})
+    recipe = Recipe(name="quick", args=args, epochs=1, batch=64, lr=1e-3)
     learner = Learner(f"{name}[layer=measured]", cpm, shared_store, recipe=recipe).fit(small.cohort)
     made = np.asarray(learner.predict(small.cohort).X)
     assert np.isfinite(made).all()
@@ -211,7 +212,7 @@ def test_models_learn_from_measured_entries_alone(
         assert partly(feed)
         feed._y = torch.where(feed._mask, feed._y, garbage)
         torch.manual_seed(0)
-        model: Any = create(name, Dims(genes=len(feed.view.genes), emb=feed.width), **model_class(name).tiny())
+        model: Any = create(name, Dims(genes=len(feed.view.genes), emb=feed.width), **args)
         if hasattr(model, "index"):
             model.index(feed)
         states.append(model.eval().state_dict())
@@ -224,10 +225,23 @@ def _batch(feed: Feed) -> Any:
     return next(feed.batches(64))
 
 
+@pytest.mark.parametrize("layer", ["measured", "median", "spackle[rate=0.5]"])
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_distribution_of_counts_is_not_fitted_without_its_zeros(name: str, cpm: View, shared_store: Store) -> None:
-    with pytest.raises(ValueError, match=r"its means would be too large\. Use .*layer=raw"):
-        Learner(f"{name}[layer=measured]", cpm, shared_store)
+def test_a_distribution_of_counts_is_fitted_to_raw_counts_alone(
+    name: str, layer: str, cpm: View, shared_store: Store
+) -> None:
+    with pytest.raises(ValueError, match=rf"'{name}' .* raw counts, to which zeros belong.* Use {name}\[layer=raw"):
+        Learner(f"{name}[layer={layer}]", cpm, shared_store)
+    Learner(f"{name}[layer=raw]", cpm, shared_store)
+
+
+@pytest.mark.parametrize("layer", ["measured", "median"])
+def test_a_likelihood_of_counts_beside_the_prediction_has_to_be_off(layer: str) -> None:
+    for counts in ("", ",counts=nb"):
+        with pytest.raises(ValueError, match=rf"layer='{layer}' .* Give it the argument counts=none"):
+            resolve(f"hist2st[layer={layer}{counts}]", "cpu")
+    assert resolve(f"hist2st[layer={layer},counts=none]", "cpu").layer == layer
+    assert resolve("hist2st", "cpu").layer == resolve("hist2st[layer=raw]", "paper").layer == "raw"
 
 
 def test_the_models_of_counts_are_told_apart() -> None:

@@ -21,6 +21,18 @@ def test_names_stand_at_the_ends_of_the_curves() -> None:
         assert text.get_position()[1] == pytest.approx(end[1], abs=1e-6)
 
 
+def test_a_curve_without_all_points_is_drawn_through_those_it_has() -> None:
+    errors = pd.DataFrame({"whole": [1.0, 2.0, 3.0], "again": [1.0, np.nan, 2.0], "short": [0.5, 0.6, np.nan]},
+                          index=[0.1, 0.3, 0.7])  # fmt: skip
+    (ax,) = rate_curves(errors, dashed=["again"], of="all").axes
+    lines = ax.get_lines()
+    assert [list(line.get_xdata()) for line in lines] == [[10, 30, 70], [10, 70], [10, 30]]
+    assert [line.get_linestyle() for line in lines] == ["-", "--", "-"]
+    assert ax.get_xlabel() == "hidden share of all entries (%)"
+    end = {text.get_text(): text.get_position()[1] for text in ax.texts}
+    assert end["short"] < end["again"] < end["whole"]
+
+
 def test_names_of_equal_curves_are_apart_and_inside() -> None:
     errors = pd.DataFrame({f"m{i}": [1.0, 50.0 + i] for i in range(9)} | {"other": [0.01, 0.01]}, index=[0.1, 0.7])
     places = np.sort([text.get_position()[1] for text in rate_curves(errors).axes[0].texts])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 from histoweave.pl.imputation import boxes_by_m
+from histoweave.pl.scores import METHOD
 
 
 def table() -> pd.DataFrame:
@@ -35,6 +37,16 @@ def test_a_box_per_model_and_m_with_its_median() -> None:
     assert [t.get_text() for t in ax.get_xticklabels()] == ["m = 50", "m = 100"]
     assert "PCC" in ax.get_ylabel()
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["gene-mean", "spage[n_pv=$3$]", "xmint"]
+
+
+def test_eight_methods_have_a_colour_each_and_one_beside_controls_that_of_methods() -> None:
+    def colours(*models: str) -> list[str]:
+        rows = pd.DataFrame([(model, 50, v) for model in models for v in (0.1, 0.2)], columns=["model", "m", "value"])
+        return [to_hex(p.get_facecolor()) for p in boxes_by_m(rows, controls=["a", "b"]).legends[0].get_patches()]
+
+    found = colours("a", *"cdefghij", "b")
+    assert len(set(found)) == 9  # controls differ in strength alone
+    assert colours("a", "c", "b")[1] == METHOD
 
 
 def test_what_cannot_be_drawn_is_told() -> None:

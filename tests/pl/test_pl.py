@@ -147,7 +147,7 @@ def test_the_scale_bar_has_its_length() -> None:
 
 def test_a_plate_of_positions_has_neither_scale_bar_nor_image() -> None:
     figure = marker_map(Plate.bare(section().xy), "G", np.arange(12.0), {"m": np.zeros(12)})
-    assert titles(figure)[:2] == ["measured", "m  PCC –"]
+    assert titles(figure)[:2] == ["measured", "m"]  # no correlation was given
     assert not figure.axes[0].texts
 
 

@@ -87,7 +87,8 @@ def test_a_held_out_batch_is_shifted_by_what_it_shows(cohort):
 
 def test_one_training_section(cohort):
     got = spared(cohort, Split(train=("a1",), test=("c1",)), n_genes=4, held_out="complete")
-    assert "one batch" in got.combat["d_log1p"].note
+    assert len(got.notes) == 1 and "one batch" in got.notes[0] and got.notes[0] == got.combat["d_log1p"].note
+    assert not spared(cohort, SPLIT, n_genes=4).notes
     for table in got.sections.values():
         np.testing.assert_array_equal(table.layers["c_d_log1p"], table.layers["d_log1p"])
 
@@ -100,6 +101,7 @@ def test_how_much_two_rankings_share(cohort):
     assert got.overlap == len(set(a.index[:10]) & set(b.index[:10])) / 10
     assert got.spearman == pytest.approx(spearmanr([a[g] for g in both], [b[g] for g in both]).statistic)
     assert shared_ranking(a, a, 5)[1:3] == pytest.approx((1.0, 1.0))
+    assert str(got).startswith(f"{got.overlap:.0%} of the best 10 genes are the same; Spearman {got.spearman:.2f} over")
     with pytest.raises(ValueError, match="expected 1 to"):
         shared_ranking(a, b, 1000)
 

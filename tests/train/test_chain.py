@@ -42,6 +42,24 @@ def test_a_spec_keeps_what_is_common_from_the_model() -> None:
         resolve("sepal[frist=stnet]", "tiny")
 
 
+def test_the_first_stage_learns_from_the_same_layer() -> None:
+    for layer in ("measured", "median", "spackle[rate=0.5]"):
+        spec = resolve(f"sepal[layer={layer}]", "cpu")
+        assert spec.first is not None and spec.first.name == "vitb" and spec.first.delta
+        assert (spec.first.layer, spec.first.filler) == (spec.layer, spec.filler) and spec.layer == layer
+    kept = resolve("sepal[layer=median,first=stnet[layer=raw]]", "cpu")
+    assert kept.first is not None and (kept.first.layer, kept.layer) == ("raw", "median")
+    plain = resolve("sepal", "cpu")
+    assert plain.first is not None and plain.first.text == "vitb[delta=on]"
+
+
+def test_the_recipes_of_all_stages_are_told() -> None:
+    told = resolve("sepal[layer=spackle,lr=0.5]", "cpu").recipes
+    assert told["own"]["lr"] == 0.5 and told["filler"]["own"] == resolve("spackle", "cpu").recipe.to_dict()
+    assert told["first"]["filler"] == told["filler"] and told["first"]["first"] is None
+    json.dumps(told)
+
+
 def test_the_second_stage_corrects_the_first(small: Phantom, view: View, shared_store: Store, tmp_path: Path) -> None:
     learner = Learner("sepal", view, shared_store, recipe=SECOND).fit(small.cohort)
     assert learner.first is not None and learner.first.module is not None and learner.module is not None

@@ -7,17 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from anndata import AnnData
 
 from histoweave.batch import Needs
 from histoweave.data.holdout import Entries, Holdout, Thin, parse_hide
 from histoweave.data.phantom import Phantom
-from histoweave.data.section import Cohort
+from histoweave.data.section import Cohort, Section
 from histoweave.data.split import leave_one_out
 from histoweave.data.store import Store
 from histoweave.feed import Feed
 from histoweave.models import list_models, model_class
 from histoweave.pp.counts import Target
-from histoweave.train import Learner, Recipe
+from histoweave.train import Learner, Recipe, predictor, resolve
 from histoweave.train.layers import complete, completers
 from histoweave.view import View
 
@@ -171,3 +172,81 @@ def test_genes_are_hidden_by_place_by_seed_and_by_name() -> None:
 
 def test_there_are_completers() -> None:
     assert {"median", "sme", "spackle", "ridge-visible"} <= set(completers()) <= set(list_models())
+
+
+@pytest.mark.parametrize("name", ["mlp", "gnn"])  # batches of spots, and whole sections
+def test_what_is_filled_in_decides_nothing(
+    name: str, small: Phantom, cpm: View, shared_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training stops on measured entries: garbage in the gaps of held-out spots changes no validation score."""
+    recipe = Recipe(name="tiny", args=model_class(name).tiny(), epochs=3, batch=64, lr=1e-3)
+    real = predictor.filled_values
+
+    def garbled(filler: Learner, train: Cohort) -> dict[str, np.ndarray]:
+        made, start = real(filler, train), 0
+        held = Feed(cpm.fit(train), train, {}, Needs.NONE).inner.fold == 0
+        for section in train:
+            gaps = ~filler.fitted.truth(section, zeros=False)[1]  # type: ignore[union-attr]
+            gaps &= held[start : start + section.n, None]
+            made[section.id], start = np.where(gaps, np.float32(1e3), made[section.id]), start + section.n
+        return made
+
+    scores = []
+    for fill in (real, garbled):
+        monkeypatch.setattr(predictor, "filled_values", fill)
+        fitted = Learner(f"{name}[layer=gene-mean]", cpm, shared_store, recipe=recipe).fit(small.cohort)
+        scores.append([(row["val_mse"], row["val_pcc"]) for row in fitted.history.rows])
+    assert scores[0] == scores[1]
+
+
+def test_other_sections_decide_by_what_is_measured(small: Phantom, cpm: View, shared_store: Store) -> None:
+    recipe = Recipe(name="tiny", epochs=3, batch=64, lr=1e-3)
+    fitted = Learner("mlp[layer=gene-mean,delta=on]", cpm, shared_store, recipe=recipe)
+    fitted.fit(small.cohort[:2], small.cohort[2:])
+    assert fitted.fitted is not None
+    truth, seen = fitted.fitted.truth(small.cohort[2], zeros=False)
+    assert not seen.all()
+    error = (np.asarray(fitted.predict(small.cohort[2:]).X) - truth)[seen]
+    told = fitted.history.rows[fitted.history.best_epoch]["val_mse"]
+    assert told == pytest.approx(float(np.square(error, dtype=np.float64).mean()), rel=1e-4)
+
+
+def test_a_completed_cohort_is_predicted_once(
+    small: Phantom, cpm: View, shared_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = learner("gene-mean", cpm, shared_store).fit(small.cohort)
+    real, calls = Learner._whole, list[str]()
+
+    def counted(self: Learner, section: Section) -> AnnData:
+        calls.append(section.id)
+        return real(self, section)
+
+    monkeypatch.setattr(Learner, "_whole", counted)
+    complete(fitted, small.cohort)
+    assert calls == list(small.cohort.ids)
+
+
+def test_a_filler_is_trained_as_published_under_the_recipe_of_spared(
+    small: Phantom, cpm: View, shared_store: Store
+) -> None:
+    spec = resolve("stnet[layer=spackle]", "spared")
+    assert spec.filler is not None and spec.recipe.lr == 1e-4
+    paper = resolve("spackle", "paper").recipe.to_dict()
+    assert spec.filler.recipe.to_dict() == {**paper, "name": "spared"} and paper["lr"] == 1e-3
+    assert spec.filler.recipe.steps * spec.filler.recipe.epochs == 10_000  # type: ignore[operator]
+    fitted = Learner("mean[layer=low-rank]", cpm, shared_store, recipe="spared").fit(small.cohort)
+    assert fitted.describe()["layer_recipe"] == resolve("low-rank", "spared").recipe.to_dict()
+    assert Learner("mean", cpm, shared_store).fit(small.cohort).describe()["layer_recipe"] is None
+
+
+def test_what_a_filler_looks_at_is_known_before_anything_is_fitted(
+    small: Phantom, cpm: View, shared_store: Store
+) -> None:
+    spec = resolve("mean[layer=sme]", "tiny")
+    assert spec.sees == Needs.EMB and spec.embeds and not spec.looks
+    assert not resolve("mean[layer=sme[weights=ge]]", "tiny").embeds
+    bare = Cohort([small.cohort[0], small.cohort[1], replace(small.cohort[2], image=None)])
+    with pytest.raises(ValueError, match=r"model 'sme' looks at images, and 1 of 3 sections have none"):
+        Learner("mean[layer=sme]", cpm, shared_store).fit(bare)
+    fitted = Learner("mean[layer=sme]", cpm, shared_store).fit(small.cohort)
+    assert fitted.predict(bare).n_obs == bare.n  # where it predicts, nothing is filled in

@@ -18,7 +18,7 @@ from histoweave.data.section import Cohort, Section
 from histoweave.feed._sequences import Regions, Sequencing
 from histoweave.filling import impute, match_genes, reference
 from histoweave.settings import ImputeSettings
-from histoweave.train import Transfer
+from histoweave.train import Transfer, resolve
 
 
 def part(section: Section, genes: list[str], **changes: str) -> Section:
@@ -92,6 +92,46 @@ def test_every_cell_is_predicted_by_the_rule_of_the_paper_too(small: Phantom) ->
     assert set(torch.cat([r for r, _ in regions.batches(rows, none, 4, None)]).tolist()) == set(range(cohort.n))
     with pytest.raises(ValueError, match="use rule=code"):
         list(regions.batches(rows, none, 4, torch.Generator()))
+
+
+def test_sequences_of_a_prediction_are_drawn_always_alike_and_not_twice_from_the_same_cells(small: Phantom) -> None:
+    cohort = Cohort([replace(small.cohort[0], um_per_px=None, image=None)])  # one region
+    regions, rows = Regions(cohort, torch.device("cpu"), pixels=False), torch.arange(cohort.n)
+    ((one,),) = regions.sequences(rows, Sequencing(cohort.n, 5), None)
+    assert sorted(one.tolist()) == rows.tolist()
+    how = Sequencing(length=cohort.n // 3, repeats=4)
+    torch.manual_seed(1)
+    (made,) = regions.sequences(rows, how, None)
+    torch.manual_seed(2)
+    (again,) = regions.sequences(rows, how, None)
+    assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
+    together = [frozenset(s.tolist()) for s in made]
+    assert len(set(together)) == len(together)
+    # Cells that lie beside each other in the file would be together in every pass.
+    assert all(max(s.unique()) - min(s.unique()) >= how.length for s in made)
+    assert sum(map(len, made)) == how.occurrences(cohort)
+
+
+def test_a_cell_of_one_sequence_has_no_spread(small: Phantom) -> None:
+    target, origin, _ = sides(small)
+    cells, target = target[0].n, Cohort([replace(target[0], um_per_px=None, image=None)])  # one region
+    how = "xmint[width=8,layers=1,heads=2,expansion=1,image=off,repeats={},length={}]"
+    for repeats, length, told in ((5, 2 * cells, False), (3, 4, True)):
+        method = how.format(repeats, length)
+        made, _ = impute(target, origin, None, ImputeSettings(method=method, recipe="tiny", threads=1))
+        spread = np.asarray(made.layers[K.SPREAD])
+        assert np.isfinite(made.X).all() and (np.isfinite(spread).mean() > 0.9 if told else np.isnan(spread).all())
+
+
+def test_other_channels_than_those_of_a_slide_are_refused_at_once(small: Phantom) -> None:
+    target, origin, _ = sides(small)
+    with pytest.raises(ValueError, match="channels=4: slide images are read as RGB"):
+        impute(target, origin, None, ImputeSettings(method="xmint[channels=4]", threads=1))
+    assert resolve("xmint[channels=4,image=off]", "tiny").sequencing.channels == 3
+
+
+def test_a_transfer_that_trains_does_not_say_how_many_parameters() -> None:
+    assert [Transfer(model).describe()["parameters"] for model in ("gimvi", "tangram", "spage")] == [None, None, 0]
 
 
 def test_a_model_with_the_rule_of_the_paper_predicts_all_cells_in_order(small: Phantom) -> None:

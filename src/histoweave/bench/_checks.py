@@ -111,6 +111,12 @@ def _check_imputation(benchmark: Benchmark) -> None:
 
 
 def _check_ensemble(benchmark: Benchmark) -> None:
+    if sided := [split.name for split in benchmark.splits if split.val]:
+        raise ValueError(
+            f"ensemble={benchmark.ensemble}: every member stops on training patients of its own, and {len(sided)} of "
+            f"{len(benchmark.splits)} folds name validation sections to stop on ({', '.join(map(repr, sided[:8]))}); "
+            "leave the ensemble out, or these sections"
+        )
     fewest = min(len(benchmark.cohort.subset(split.train).patients) for split in benchmark.splits)
     if not 2 <= benchmark.ensemble <= fewest:
         raise ValueError(

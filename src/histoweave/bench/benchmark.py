@@ -40,7 +40,7 @@ from histoweave.train.transfer import TransferSpec, is_imputer
 from histoweave.view import View
 
 Progress = Callable[[int, int, str], None]
-RESULTS = 2  # to be raised with any change that moves numbers: cells of older code are then not taken
+RESULTS = 3  # to be raised with any change that moves numbers: cells of older code are then not taken
 CONTROLS = ("mean", "ridge", "knn", "shuffled")
 
 
@@ -75,8 +75,9 @@ class Benchmark:
     controls
         Added to every table where the data allow.
     protocol
-        ``strict``: panels and stopping from training patients only. ``paper``: the panel from all sections and the
-        epoch chosen on the test fold, as the TRIPLEX code does; every table made with it says so.
+        ``strict``: panels from training patients only; when to stop and what to choose too, or, where a split names
+        validation sections, from these. ``paper``: the panel from all sections and the epoch chosen on the test fold,
+        as the TRIPLEX code does; every table made with it says so.
     hide
         What is hidden on the test side.
     rates
@@ -239,7 +240,8 @@ class Benchmark:
     ) -> Iterator[Learner | Transfer]:
         view = self.fitted_view()
         if isinstance(self.spec(cell.model), TransferSpec):
-            yield Transfer(cell.model, view, seed=cell.seed).fit(train)
+            # Validation sections are no reference.
+            yield Transfer(cell.model, view, seed=cell.seed).fit(train.subset(cell.split.train))
             return
         if self.ensemble and isinstance(view.panel, str):
             # Members learn on parts of the training side, but predict the same genes in the same units.
@@ -318,8 +320,11 @@ class Benchmark:
             truths.append(truth)
             masks.append(mask)
             if isinstance(holdout.hide, Entries):
+                # Not by `mask`, which leaves out genes that are dropped: their values are hidden all the same.
                 values, measured = learner.fitted.truth(section, zeros=False)
-                shown.append(np.where(measured & ~mask, values, np.nan).astype(np.float32))
+                columns = section.genes.get_indexer(list(learner.fitted.genes.genes))
+                hidden = holdout.hidden(section)[:, columns].toarray()
+                shown.append(np.where(measured & ~hidden, values, np.nan).astype(np.float32))
         prediction.layers["truth"] = np.where(np.concatenate(masks), np.concatenate(truths), np.nan).astype(np.float32)
         if shown:
             prediction.layers["shown"] = np.concatenate(shown)

@@ -74,11 +74,12 @@ def notes(report: Report) -> list[str]:
     if weak:
         found.append(
             f"{weak} of {len(report.genes)} genes have a reliability under 0.3; they count in the mean, and "
-            "their ceiling is in the table of genes."
+            f"their {'ceiling' if report.genes['ceiling'].notna().any() else 'reliability'} is in the table of genes."
         )
-    lower = ", ".join(sorted(LOWER_IS_BETTER & set(report.summary["metric"])))
+    metrics = set(report.summary["metric"])
+    lower = ", ".join(sorted(LOWER_IS_BETTER & metrics))
     found.append(
-        f"PCC is per gene within a section, then mean over genes, sections and patients; ± is the population sd "
-        f"over patients. Lower is better for {lower}."
+        f"{'PCC' if 'pcc' in metrics else 'Deviance'} is per gene within a section, then mean over genes, sections and "
+        f"patients; ± is the population sd over patients. Lower is better for {lower}."
     )
     return found

@@ -41,6 +41,8 @@ class Plan:
         At the speed just measured; training at its longest, without early stopping.
     cells, cells_done
         Cells of the benchmark, and those that an earlier run left finished.
+    imputers
+        Cells to do that are imputers, whose time is not counted: they tell nothing of it before they run.
     """
 
     windows: int
@@ -48,6 +50,7 @@ class Plan:
     seconds_training: float
     cells: int
     cells_done: int
+    imputers: int = 0
 
     @property
     def hours(self) -> float:
@@ -59,7 +62,7 @@ class Plan:
             f"{self.cells} cells, {self.cells_done} done; at most {self.windows} windows to encode "
             f"(≈ {self.seconds_embedding / 60:.1f} min) and ≈ {self.seconds_training / 60:.1f} min of training: "
             f"{self.hours:.2f} h in all"
-        )
+        ) + (f"; the time of {self.imputers} cells of imputers is not counted" if self.imputers else "")
 
     def check(self, max_hours: float) -> None:
         """`TooLong` if the plan takes more hours than allowed."""
@@ -88,7 +91,8 @@ def plan(benchmark: Benchmark, out: str | Path, *, device: str = "cpu") -> Plan:
             steps[cell.model] = _seconds_per_spot(benchmark, benchmark.spec(cell.model), device)
         spots = sum(benchmark.cohort[id].n for id in cell.split.train)
         training += steps[cell.model] * spots * max(1, benchmark.ensemble)
-    return Plan(windows, embedding, training, len(cells), len(cells) - len(todo))
+    imputers = sum(isinstance(benchmark.spec(cell.model), TransferSpec) for cell in todo)
+    return Plan(windows, embedding, training, len(cells), len(cells) - len(todo), imputers)
 
 
 def _windows(section: Section, view: View, context: int) -> int:
@@ -115,7 +119,7 @@ def _seconds_per_spot(benchmark: Benchmark, spec: Spec | TransferSpec, device: s
 
     Embeddings are zeros, for a second stage too, as wide as the frozen encoder's.
     """
-    if isinstance(spec, TransferSpec):  # an imputer tells nothing of its time before it runs
+    if isinstance(spec, TransferSpec):  # not counted
         return 0.0
     stages = [stage for stage in (spec.first, spec.filler) if stage is not None]
     before = sum(_seconds_per_spot(benchmark, stage, device) for stage in stages)
@@ -139,9 +143,13 @@ def _seconds_per_spot(benchmark: Benchmark, spec: Spec | TransferSpec, device: s
     for i, batch in enumerate([batches[0], *batches]):  # the first step warms up; there may be one batch only
         if i == 1:
             start = time.perf_counter()
-        module.loss(batch)[0].backward()
+        with torch.autocast(feed.device.type, torch.bfloat16, enabled=recipe.precision == "bf16-mixed"):
+            value = module.loss(batch)[0]
+        value.backward()
         spots += len(batch) if i else 0
     passes = recipe.epochs if recipe.steps is None else recipe.epochs * recipe.steps * recipe.batch / cohort.n
+    if recipe.steps is None and Needs.SEQ in needs:  # a batch holds a cell as often as it occurs
+        passes *= spec.sequencing.occurrences(cohort) / cohort.n
     return before + passes * (time.perf_counter() - start) / spots
 
 

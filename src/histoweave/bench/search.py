@@ -140,7 +140,7 @@ def search(
             progress(i, len(made), f"search of {model}, {text}")
         spec = resolve(text, recipe)
         encoder = view.make_encoder().digest if spec.embeds else None
-        address = digest({**shared, "model": text, "recipe": spec.recipe.to_dict(), "encoder": encoder})
+        address = digest({**shared, "model": text, "recipe": spec.recipes, "encoder": encoder})
         kept = None if folder is None else folder / f"{spec.name}-{address[:16]}.json"
         if kept is not None and kept.exists():
             found = json.loads(kept.read_text(encoding="utf-8"))

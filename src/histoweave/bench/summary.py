@@ -20,7 +20,7 @@ from histoweave._repro import fingerprint
 from histoweave.bench.benchmark import Benchmark, Cell
 from histoweave.bench.markdown import to_markdown
 from histoweave.bench.metrics import ROWS, average, pcc_50, pcc_h_paper, pooled_pcc
-from histoweave.bench.scoring import ENTRIES
+from histoweave.bench.scoring import DROPPED, ENTRIES
 from histoweave.bench.stats import compare
 from histoweave.bench.trust import reliability
 from histoweave.data._atomic import writing
@@ -72,7 +72,7 @@ class Report:
     tests
         Every model against ridge: exact sign-flip test over patients, Holm over models.
     genes
-        Reliability and ceiling per gene.
+        Reliability per gene, and its ceiling where PCC is over whole sections.
     cells
         What each cell says of itself.
     card
@@ -153,7 +153,7 @@ _PROVENANCE = {
     "encoder": _encoder,
     "init": _init,
     "trunk": lambda card: str(_looking(card)["args"].get("trunk", "–")),
-    "parameters": lambda card: card["parameters"],
+    "parameters": lambda card: "–" if card["parameters"] is None else card["parameters"],
     "recipe": lambda card: card["recipe"]["name"],
     "inner split": lambda card: card["inner_split"],
     "standardize": lambda card: _standardize(card),
@@ -193,6 +193,13 @@ def over_entries(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[list(ROWS)]
 
 
+def counted(rows: pd.DataFrame) -> pd.DataFrame:
+    """``dropped`` per section: how many genes are not scored. One row in the place of one per gene, for every rate."""
+    part = rows[rows["metric"].str.partition("@")[0] == DROPPED]
+    keys = [name for name in ROWS if name not in ("gene", "value")]
+    return part.groupby(keys, sort=False)["value"].sum().reset_index().assign(gene="all")[list(ROWS)]
+
+
 def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> Report:
     """The tables of a run from its finished cells, written to its folder and returned."""
     out = Path(out)
@@ -200,7 +207,7 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
     rows = pd.concat([pd.read_parquet(cell.folder / "rows.parquet") for cell in cells], ignore_index=True)
     rows = rows.assign(benchmark=benchmark.name)  # a cell may have been made under another name
     genes = _genes(benchmark, rows)
-    parts = [average(rows, protocol=benchmark.protocol)]
+    parts = [average(rows[rows["metric"].str.partition("@")[0] != DROPPED], protocol=benchmark.protocol)]
     if not isinstance(benchmark.hide, Thin):  # there the truth of a spot has a part that models were shown
         parts.append(average(_pooled(benchmark, cells), protocol="paper"))
     if "pcc" in set(rows["metric"]):
@@ -208,12 +215,15 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
     parts += _reliable(rows, genes, benchmark.protocol)
     if isinstance(benchmark.hide, Entries):
         parts.append(average(over_entries(rows), protocol="strict"))
+        if benchmark.hide.of == "all":
+            parts.append(average(counted(rows), protocol="strict"))
     lists = _top_genes(cards)
     if lists is not None:
         parts.append(pcc_50(rows, lists, protocol=benchmark.protocol))
     summary = pd.concat(parts, ignore_index=True)
     models = set(rows["model"])
     metric, reference = _REFERENCE[type(benchmark.hide)]
+    validation = {split.name: list(split.val) for split in benchmark.splits if split.val}
     tests = compare(rows, metric, reference) if {reference} < models else pd.DataFrame({"model": sorted(models)})
     card = fingerprint(
         benchmark=benchmark.name,
@@ -226,6 +236,7 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
         controls_left_out=list(benchmark.left_out()),
         ensemble=benchmark.ensemble,
         folds={split.name: list(split.test) for split in benchmark.splits},
+        **({"validation": validation} if validation else {}),
         split_notes=list(dict.fromkeys(note for split in benchmark.splits for note in split.notes)),
         patients={section.id: section.patient for section in benchmark.cohort},
         top=lists,
@@ -242,12 +253,17 @@ def summarise(benchmark: Benchmark, cells: Sequence[Cell], out: str | Path) -> R
 
 
 def _reliable(rows: pd.DataFrame, genes: pd.DataFrame, protocol: str) -> list[pd.DataFrame]:
-    """``pcc_reliable``: PCC over genes of reliability 0.3 or more; ``pcc_of_ceiling``: their PCC over their ceiling."""
+    """``pcc_reliable``: PCC over genes of reliability 0.3 or more; ``pcc_of_ceiling``: their PCC over their ceiling.
+
+    The second only where genes have a ceiling.
+    """
     kept = rows[(rows["metric"] == "pcc") & rows["gene"].map(genes["reliable"])]
     if kept.empty:
         return []
-    share = kept["value"] / kept["gene"].map(genes["ceiling"])
-    parts = (kept.assign(metric="pcc_reliable"), kept.assign(metric="pcc_of_ceiling", value=share))
+    parts = [kept.assign(metric="pcc_reliable")]
+    if genes["ceiling"].notna().any():
+        share = kept["value"] / kept["gene"].map(genes["ceiling"])
+        parts.append(kept.assign(metric="pcc_of_ceiling", value=share))
     return [average(part, protocol=protocol) for part in parts]  # type: ignore[arg-type]
 
 
@@ -288,11 +304,16 @@ def _top_genes(cards: Sequence[dict[str, Any]]) -> dict[str, list[str]] | None:
 
 
 def _genes(benchmark: Benchmark, rows: pd.DataFrame) -> pd.DataFrame:
-    """Reliability of every gene that was scored, over the sections with counts."""
+    """Reliability of every gene that was scored, over the sections with counts.
+
+    It is of all entries of a section, zeros too. Where entries or transcripts are hidden, nothing is correlated over
+    these, so it sets no ceiling there.
+    """
     genes = list(dict.fromkeys(rows["gene"]))
     target = benchmark.view.target.bind(len(benchmark.cohort.genes("union")))
     scored = [section for section in benchmark.cohort if section.spots.n_vars]
-    return reliability([section.counts(genes) for section in scored], [_halved(target, s) for s in scored], genes)
+    found = reliability([section.counts(genes) for section in scored], [_halved(target, s) for s in scored], genes)
+    return found.assign(ceiling=np.nan) if isinstance(benchmark.hide, Entries | Thin) else found
 
 
 def _halved(target: Target, section: Section) -> Callable[[np.ndarray], np.ndarray]:

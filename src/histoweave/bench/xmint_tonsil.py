@@ -49,7 +49,8 @@ def statements(medians: pd.DataFrame | None) -> tuple[Statement, ...]:
     Parameters
     ----------
     medians
-        Models (by the names of `TITLES`) × numbers m of shared genes, ascending: median over genes. None without data.
+        Models × numbers m of shared genes, ascending: median over genes. None without data. Of several texts with one
+        of the names in `TITLES`, such as ``xmint`` and ``xmint[image=off]``, the first is told of.
     """
     made = [_compared(medians, "xmint", other) for other in ("gimvi", "anchors", "spage")]
     made += [_rising(medians, model, rises=model != "gimvi") for model in ("anchors", "spage", "gimvi")]
@@ -57,8 +58,9 @@ def statements(medians: pd.DataFrame | None) -> tuple[Statement, ...]:
 
 
 def _row(medians: pd.DataFrame, model: str) -> np.ndarray:
-    """Medians (m,) of a model; NaN where it was not run."""
-    return medians.reindex([model]).to_numpy(dtype=np.float64)[0]
+    """Medians (m,) of the first text with the name of a model; NaN where it was not run."""
+    text = next((text for text in medians.index if text.partition("[")[0] == model), model)
+    return medians.reindex([text]).to_numpy(dtype=np.float64)[0]
 
 
 def _told(text: str, values: Mapping[str, np.ndarray], *, holds: bool) -> Statement:
@@ -149,6 +151,6 @@ def per_gene(reports: Mapping[int, tuple[Report, ...]]) -> pd.DataFrame:
 
 
 def medians_of(table: pd.DataFrame) -> pd.DataFrame:
-    """Models × m: median over genes; models by name, without their arguments."""
-    named = table.assign(name=table["model"].astype(str).str.partition("[")[0])
-    return named.groupby(["name", "m"])["value"].median().unstack("m")
+    """Models, by their texts and in the order of the table, × m: median over genes."""
+    named = table.assign(model=table["model"].astype(str))
+    return named.groupby(["model", "m"])["value"].median().unstack("m").reindex(named["model"].unique())

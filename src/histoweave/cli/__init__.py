@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -145,6 +146,7 @@ def _run_suite(
 
     if name == "spared":
         which = [part.strip() for part in only.split(",")] if only else ()
+        settings = replace(settings, protocol=protocol or settings.protocol)
         with Bar() as bar:
             found = run_spared(out, settings, data=data, only=which, dry_run=dry_run, say=say, progress=bar)
         show(found.standing.round(3), f"{name}: error over that of the best model")
@@ -225,6 +227,10 @@ def impute(
     if (origin is None) == (reference is None):
         raise ValueError(
             "give either --origin or --reference: sections or single cells with the genes that are missing"
+        )
+    if origin is not None and settings.groups is not None:
+        raise ValueError(
+            "--groups names a column of a --reference, and --origin was given; its sections have types in obs['group']"
         )
     known = read_cohort(origin) if origin else filling.reference(reference or "", settings.groups)
     found = read_cohort(target, sections=_which(settings.sections))

@@ -50,4 +50,5 @@ def gene_lengths(
     from histoweave.data.gene_lengths import make_lengths
 
     made = make_lengths(gtf, cache)
-    say(f"{made.genes} genes, {made.with_symbol} with a symbol: {made.path}")
+    twice = f", {made.duplicates} left out that came a second time" if made.duplicates else ""
+    say(f"{made.genes} genes, {made.with_symbol} with a symbol{twice}: {made.path}")

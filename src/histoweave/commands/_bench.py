@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,13 @@ def make_benchmark(
     splits = splits or tuple(make_splits(chosen, settings.split))
     settings = settings.named()
     genes = _panel_order(chosen, splits[0])
+    if not genes and settings.hide.startswith("genes:"):
+        alike = _but_for_case(chosen)
+        hint = f" {len(alike)} names agree if case is ignored, such as {alike[0]!r}: rename them." if alike else ""
+        raise ValueError(
+            f"the {len(chosen)} sections share no gene name ({', '.join(chosen[0].genes[:3])}, … and "
+            f"{', '.join(chosen[-1].genes[:3])}, …). Are all symbols, or all Ensembl ids?{hint}"
+        )
     view, hide = settings.view(), parse_hide(settings.hide, genes)
     if isinstance(hide, Genes):  # panel and target are what is asked for, whatever the settings say of them
         hidden = set(hide.names)
@@ -86,9 +94,34 @@ def _panel_order(cohort: Cohort, split: Split) -> tuple[str, ...]:
     return tuple(gene for gene in tested[0].genes if gene in common) if tested else cohort.genes("common")
 
 
+def _but_for_case(cohort: Cohort) -> list[str]:
+    """Names in lower case that stand for several of the genes that not all sections have: probably the same gene."""
+    common = set(cohort.genes("common"))
+    written = Counter(gene.lower() for gene in cohort.genes("union") if gene not in common)
+    return sorted(name for name, times in written.items() if times > 1)
+
+
+def _genes_left_out(cohort: Cohort, split: Split) -> str:
+    """How many genes of either side not all sections have; nothing where all do."""
+    common = set(cohort.genes("common"))
+    sides = (split.train + split.val, split.test)
+    train, test = (len(set(cohort.subset(ids).genes("union")) - common) for ids in sides)
+    if not train + test:
+        return ""
+    text = f"genes that not all sections have are left out: {train} of the training side, {test} of the test side"
+    if alike := _but_for_case(cohort):
+        text += f" (WARNING: {len(alike)} names agree but for case, such as {alike[0]!r}: rename them)"
+    return text
+
+
 def _among(split: Split, ids: set[str]) -> Split:
-    """The split without the sections that were not chosen."""
+    """The split without the sections that were not chosen; `ValueError` if those are all of its validation sections."""
     train, test, val = (tuple(id for id in side if id in ids) for side in (split.train, split.test, split.val))
+    if split.val and not val:
+        raise ValueError(
+            f"fold {split.name!r} stops and chooses on validation sections ({', '.join(split.val[:8])}), and none of "
+            "them was chosen; name one or more in `--sections` too, or give a split without them"
+        )
     return replace(split, train=train, test=test, val=val)
 
 
@@ -116,6 +149,8 @@ def bench(
     benchmark = make_benchmark(cohort, settings, splits=splits, all_sides=all_sides)
     if left := benchmark.left_out():
         say(f"controls left out, because sections have no image: {', '.join(left)}")
+    if isinstance(benchmark.hide, Genes) and (told := _genes_left_out(benchmark.cohort, benchmark.splits[0])):
+        say(told)
     if not settings.resume and any(cell.done for cell in benchmark.cells(Path(out))):
         raise FileExistsError(f"{out} holds finished cells of this benchmark; use --resume, or another --out")
     planned = plan(benchmark, out, device=settings.device)

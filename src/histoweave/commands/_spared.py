@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,10 +23,15 @@ from histoweave.data.dataset import Dataset
 from histoweave.data.phantom import phantom_like
 from histoweave.data.section import Cohort
 from histoweave.data.spared import left_out, rows
+from histoweave.data.split import Split
 from histoweave.embed import encoder_card
-from histoweave.models import card_of, nearest, parse, split_specs, with_argument
+from histoweave.models import blank, card_of, nearest, parse, split_specs, with_argument
 from histoweave.pl.over_datasets import error_violins, layer_pairs, size_scatter, standing_dots
+from histoweave.pp.real_data import SPOT_COUNTS, within
+from histoweave.pp.spared import spared_ranking
+from histoweave.pp.spared_result import shared_ranking
 from histoweave.settings import BenchSettings
+from histoweave.train import Recipe, resolve
 
 NAME = "spared"
 MODELS = "ridge,stnet,shufflenet,vitb,vitb[delta=on],histogene,hist2st,egn,eggn,bleep,sepal,triplex"
@@ -34,6 +40,16 @@ TARGET = "log1p-cpm[log=2]"  # log2(1 + counts per million), before any batch is
 RATES = (1e-5, 1e-4, 1e-3)  # learning rates of the search, on the layer `SEARCHED`
 SEARCHED = "median"
 ERROR, ERROR_ZEROS, PCC = "mse_measured", "mse", "pcc_measured"
+FIXED: dict[str, Any] = {  # settings that are the suite's; panel, sides and name are those of each dataset
+    "target": TARGET,
+    "hide": "everything",
+    "rates": "",
+    "target_layer": "raw",
+    "measured": True,
+    "sections": "all",
+    "protocol": "strict",
+    "ensemble": 0,
+}
 _DRY_SPOTS, _DRY_GENES = (6, 6), 16
 
 
@@ -80,7 +96,8 @@ def run_spared(
     ----------
     settings
         Models, encoder, recipe and so on; default models `MODELS`, recipe ``spared``: 1,000 steps of 256 spots, the lowest
-        error on validation spots. Target, panel, sides and what is scored are the suite's.
+        error on validation spots. ``max_hours`` is for each dataset by itself. Target, panel, sides, protocol and
+        what is hidden and scored are the suite's.
     data
         Folder that holds the datasets by name; default ``$HISTOWEAVE_DATA``.
     only
@@ -93,27 +110,41 @@ def run_spared(
     dry_run
         On phantoms of the same sections, with recipe ``tiny``: it shows that all works, and its values mean nothing.
 
+    Notes
+    -----
+    As in SpaRED, spots outside the dataset's bounds of total counts are left out of all sections before anything else.
+    Hist2ST also fits raw counts, which it can on layer ``raw`` alone: its other arms have ``counts=none``, and there is
+    one more on raw counts with it, so that arms that are compared differ in the layer alone.
+
     Raises
     ------
-    DatasetNotFound, SectionError
-        Data that are not here, and how to get them; other sections than those of the published sides.
+    DatasetNotFound, SectionError, ValueError, TooLong
+        Data that are not here, and how to get them, before anything is trained; other sections than those of the
+        published sides; settings that are the suite's; a dataset that takes longer than ``settings.max_hours``.
     """
     out, chosen = Path(out), _chosen(only)
     settings = _settings(settings or BenchSettings(), out, dry_run=dry_run)
+    models, rates = split_specs(settings.models), dict[str, float]()
+    for text in _arms(models, layers, settings.recipe):
+        resolve(text, settings.recipe)
     if dry_run:
         say(DRY)
-    models, rates = split_specs(settings.models), dict[str, float]()
-    if tune and not dry_run:
-        models, rates = _tuned(chosen, models, settings, out, data, say=say, progress=progress)
-    arms = list(dict.fromkeys(with_argument(model, "layer", layer) for model in models for layer in layers))
-    reports = {}
+    else:
+        for row in chosen:
+            catalog.find(row.name, data)
+        if tune:
+            models, rates = _tuned(chosen, models, settings, out, data, say=say, progress=progress)
+    arms = _arms(models, layers, settings.recipe)
+    reports, notes = dict[str, Report](), list[str]()
     for row in chosen:
         say(f"{row.name}: {', '.join(row.flags)}")
-        cohort = _cohort(row, data, dry_run=dry_run)
+        cohort, lost = _cohort(row, data, dry_run=dry_run)
         how = replace(settings, models=",".join(arms), panel=_panel(row, dry_run=dry_run), name=row.name)
         sides = row.published_split(cohort)
         reports[row.name] = bench(cohort, out / row.name, how, splits=(sides,), say=say, progress=progress)
-    return _conclude(out, reports, rates, dry_run=dry_run)
+        told = [*reports[row.name].card.get("split_notes", []), lost, _shared(cohort, sides, how.panel)]
+        notes += [f"{row.name}: {note}" for note in told]
+    return _conclude(out, reports, rates, notes, dry_run=dry_run)
 
 
 def _chosen(only: Sequence[str]) -> list[Dataset]:
@@ -124,18 +155,22 @@ def _chosen(only: Sequence[str]) -> list[Dataset]:
 
 
 def _settings(settings: BenchSettings, out: Path, *, dry_run: bool) -> BenchSettings:
+    usual = BenchSettings()
+    if other := [
+        f"{key}={getattr(settings, key)!r}"
+        for key in (*FIXED, "panel", "split", "name")
+        if getattr(settings, key) not in (getattr(usual, key), FIXED.get(key, getattr(usual, key)))
+    ]:
+        raise ValueError(
+            f"suite {NAME!r} has its own {', '.join([*FIXED, 'panel', 'split', 'name'])}, and {', '.join(other)} was "
+            "given; leave that out, or run `histoweave bench` on a dataset"
+        )
     given = replace(
         settings,
         models=MODELS if settings.models == "auto" else settings.models,
         controls="mean" if settings.controls == "auto" else settings.controls,
-        target=TARGET,
-        hide="everything",
-        rates="",
-        target_layer="raw",
-        measured=True,
-        sections="all",
-        protocol="strict",
         recipe="spared" if settings.recipe == "cpu" else settings.recipe,
+        **FIXED,
     )
     if not dry_run:
         return given
@@ -150,10 +185,53 @@ def _settings(settings: BenchSettings, out: Path, *, dry_run: bool) -> BenchSett
     )
 
 
-def _cohort(row: Dataset, data: str | Path | None, *, dry_run: bool) -> Cohort:
+def _arms(models: Sequence[str], layers: Sequence[str], recipe: str | Recipe) -> list[str]:
+    """Every model on every layer; one that also fits raw counts on ``raw`` with and without that, else without."""
+    made = list[str]()
+    for model in models:
+        plain = _without_counts(model, recipe)
+        for layer in layers:
+            both = (model, plain) if set(layers) != {"raw"} else (model,)
+            made += [with_argument(text, "layer", layer) for text in (both if layer == "raw" else (plain,))]
+    return list(dict.fromkeys(made))
+
+
+def _without_counts(model: str, recipe: str | Recipe) -> str:
+    """A model's text with the argument that turns off what it fits to raw counts, where it has one."""
+    spec = resolve(model, recipe)
+    switch = getattr(blank(spec.name, spec.args), "needs_zeros", False)
+    return with_argument(model, *switch.split("=")) if isinstance(switch, str) and switch else model
+
+
+def _cohort(row: Dataset, data: str | Path | None, *, dry_run: bool) -> tuple[Cohort, str]:
+    """The sections of a dataset without the spots out of its bounds, and how many these are in a sentence."""
     if dry_run:
-        return phantom_like(row.name, spots=_DRY_SPOTS, um_per_px=PHANTOM_UM_PER_PX).cohort
-    return catalog.load(row.name, data, sections="with-image")
+        made = phantom_like(row.name, spots=_DRY_SPOTS, um_per_px=PHANTOM_UM_PER_PX)
+        return _bounded(made.cohort, row.name, SPOT_COUNTS)
+    low = SPOT_COUNTS[0] if row.min_spot_counts is None else float(row.min_spot_counts)
+    return _bounded(catalog.load(row.name, data, sections="with-image"), row.name, (low, SPOT_COUNTS[1]))
+
+
+def _bounded(cohort: Cohort, name: str, bounds: tuple[float, float]) -> tuple[Cohort, str]:
+    keep = [within(section.library, bounds) for section in cohort]
+    says = f"more than {bounds[0]:g} and fewer than {bounds[1]:g} counts"
+    if empty := [section.id for section, mask in zip(cohort, keep, strict=True) if not mask.any()]:
+        raise ValueError(f"dataset {name!r}: sections {empty} have no spot with {says}; expected raw counts")
+    made = Cohort(
+        section if mask.all() else section.with_spots(section.spots[mask].copy())
+        for section, mask in zip(cohort, keep, strict=True)
+    )
+    return made, f"spots have {says}, which leaves {cohort.n - made.n} of {cohort.n} out"
+
+
+def _shared(cohort: Cohort, sides: Split, panel: str) -> str:
+    """How much the ranking of genes from training sections shares with the published one, from all, in a sentence."""
+    says = "genes ranked without held-out sections, as here, and as published"
+    try:
+        here, published = (spared_ranking(cohort, sides, leak_free=leak_free) for leak_free in (True, False))
+        return f"{says}: {shared_ranking(here, published, top=int(panel.partition(':')[2]))}"
+    except ValueError as error:  # the filters leave too few genes of all sections
+        return f"{says}, cannot be compared: {error}"
 
 
 def _panel(row: Dataset, *, dry_run: bool) -> str:
@@ -174,7 +252,7 @@ def _tuned(
     row = next((row for row in chosen if row.sides is not None and row.sides.val), None)
     if row is None:
         return list(models), {}
-    cohort = _cohort(row, data, dry_run=False)
+    cohort, _ = _cohort(row, data, dry_run=False)
     sides = row.published_split(cohort)
     train, val = cohort.subset(sides.train), cohort.subset(sides.val)
     view = replace(settings.view(), panel=_panel(row, dry_run=False), among=cohort.genes("common"))
@@ -184,7 +262,8 @@ def _tuned(
             made.append(model)
             continue
         found: Search = search(
-            with_argument(model, "layer", SEARCHED), {"lr": RATES}, train, val, view=view, store=settings.open_store(),
+            with_argument(_without_counts(model, settings.recipe), "layer", SEARCHED),
+            {"lr": RATES}, train, val, view=view, store=settings.open_store(),
             recipe=settings.recipe, device=settings.device, folder=out / "search", progress=progress,
         )  # fmt: skip
         rates[model] = float(parse(found.best)[1]["lr"])
@@ -193,8 +272,10 @@ def _tuned(
     return made, rates
 
 
-def _conclude(out: Path, reports: dict[str, Report], rates: dict[str, float], *, dry_run: bool) -> SparedRun:
-    """Tables over datasets, written with their figures."""
+def _conclude(
+    out: Path, reports: dict[str, Report], rates: dict[str, float], notes: Sequence[str], *, dry_run: bool
+) -> SparedRun:
+    """Tables over datasets, written with their figures; `notes` are on single datasets."""
     values = per_dataset({name: report.summary for name, report in reports.items()}, [ERROR, ERROR_ZEROS, PCC])
     why = left_out(reports)
     ratios = normalised(values, metric=ERROR, left_out=list(why))
@@ -202,7 +283,8 @@ def _conclude(out: Path, reports: dict[str, Report], rates: dict[str, float], *,
     parameters = {card["model"]: int(card["parameters"]) for card in first.cells}
     table = standing(ratios, parameters)
     gains = pd.concat([gain_of_layers(_averaged(values, why), metric=m) for m in (ERROR, PCC)], ignore_index=True)
-    figures = _figures(values, ratios, table, reports)
+    figures = _figures(values, ratios, table, {name: r for name, r in reports.items() if name not in why})
+    figures["size"].axes[0].set_xlabel(f"trainable parameters on {next(iter(reports))}")
     for name, figure in figures.items():
         with writing(out / f"{NAME}-{name}.svg") as file:
             figure.savefig(file, format="svg", metadata={"Date": None})
@@ -210,7 +292,7 @@ def _conclude(out: Path, reports: dict[str, Report], rates: dict[str, float], *,
         with writing(out / f"{NAME}-{name}.parquet") as file:
             frame.to_parquet(file, index=False)
     with writing(out / f"{NAME}.md") as file:
-        file.write(_text(values, table, gains, why, rates, reports, figures, dry_run=dry_run).encode())
+        file.write(_text(values, table, gains, why, rates, list(reports), figures, notes, dry_run=dry_run).encode())
     return SparedRun(values, table, gains, rates, out)
 
 
@@ -221,17 +303,9 @@ def _averaged(values: pd.DataFrame, why: dict[str, str]) -> pd.DataFrame:
 def _figures(
     values: pd.DataFrame, ratios: pd.DataFrame, table: pd.DataFrame, reports: dict[str, Report]
 ) -> dict[str, Figure]:
-    """Standing, size, spread of errors, and the best PCC per layer."""
+    """Standing, size, spread of errors over the genes of the `reports`, and the best PCC per layer."""
     controls = [model for model in ratios.columns if card_of(parse(model)[0]).control]
-    errors = {
-        model: np.concatenate(
-            [
-                r.rows.loc[(r.rows["model"] == model) & (r.rows["metric"] == ERROR), "value"].dropna().to_numpy()
-                for r in reports.values()
-            ]
-        )
-        for model in table.index
-    }
+    errors = {model: np.concatenate([_by_gene(report, model) for report in reports.values()]) for model in table.index}
     best = values[values["metric"] == PCC].assign(
         layer=[arm(m)[1] for m in values.loc[values["metric"] == PCC, "model"]]
     )
@@ -245,14 +319,21 @@ def _figures(
     }
 
 
+def _by_gene(report: Report, model: str) -> np.ndarray:
+    """Error of a model on each gene (g,), the mean over sections and seeds."""
+    rows = report.rows[(report.rows["model"] == model) & (report.rows["metric"] == ERROR)]
+    return rows.groupby("gene")["value"].mean().dropna().to_numpy()
+
+
 def _text(
     values: pd.DataFrame,
     table: pd.DataFrame,
     gains: pd.DataFrame,
     why: dict[str, str],
     rates: dict[str, float],
-    reports: dict[str, Report],
+    datasets: Sequence[str],
     figures: dict[str, Figure],
+    remarks: Sequence[str],
     *,
     dry_run: bool,
 ) -> str:
@@ -267,17 +348,19 @@ def _text(
     wide.index = pd.Index([f"{dataset}, {model}" for dataset, model in wide.index], name="dataset, model")
     notes = [
         f"Squared error over measured entries of the scored sections, log2(1 + counts per million), averaged over genes, "
-        f"sections and patients; over that of the best model on the dataset, then over {len(reports) - len(why)} datasets. "
-        "No batch was adjusted: errors on adjusted values are no part of any table.",
+        "sections and patients; over that of the best model on the dataset, then over "
+        f"{len(datasets) - len(why)} datasets. No batch was adjusted: errors on adjusted values are no part of any "
+        "table.",
         "A gain of completion is a gain over the arm `measured`, whose loss leaves out what was not measured; `mse` counts "
         "zeros as observations.",
+        f"Parameters are those on {datasets[0]}.",
         *[f"{name} is left out of averages: {reason}." for name, reason in why.items()],
-        *[note for report in reports.values() for note in report.card.get("split_notes", [])],
+        *remarks,
     ]
     searched = (
         f"Learning rates, of {RATES} on layer `{SEARCHED}`: {rates}" if rates else "Learning rates: the recipes'."
     )
-    lines = [f"# {NAME}: {len(reports)} datasets" + (f" ({DRY})" if dry_run else ""), ""]
+    lines = [f"# {NAME}: {len(datasets)} datasets" + (f" ({DRY})" if dry_run else ""), ""]
     lines += [f"> {note}" for note in dict.fromkeys(notes)]
     lines += ["", searched, "", "## Over datasets", "", pipe(shown), ""]
     lines += ["## What a layer brings over the loss on measured entries", "", pipe(gains.set_index("model")), ""]

@@ -122,6 +122,11 @@ def _hidden_genes(parts: Sequence[str], genes: tuple[str, ...]) -> tuple[str, ..
             raise ValueError(f"{len(unknown)} genes are not in the panel of {len(genes)}, first {unknown[0]!r}")
         return tuple(gene for gene in genes if gene in asked)
     kept = int(numbers[0])
+    if len(genes) < 2:
+        raise ValueError(
+            f"the sections have {len(genes)} genes in common; expected 2 or more, to keep some and hide others. Names "
+            "are matched as they are written: are all symbols, or all Ensembl ids?"
+        )
     if not 0 < kept < len(genes):
         raise ValueError(f"{kept} genes are to be kept of {len(genes)}; expected 1 to {len(genes) - 1}")
     if how == "first" and len(numbers) == 1:

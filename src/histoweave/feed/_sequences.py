@@ -29,13 +29,28 @@ class Sequencing:
     rule
         ``code``: repeats · (floor(cells / length) + 1) sequences of a region, the list of its cells going round until
         they are full, so that small regions are used too (with one repeat no more than hold every cell once); ``paper``:
-        floor(cells · repeats / length), the rest left out. That is in training: where nothing is drawn at random, every
-        cell is in a sequence by either.
+        floor(cells · repeats / length), the rest left out. That is in training: in prediction every cell is in a
+        sequence by either, and a region that one sequence holds has one.
+    channels
+        Of the image; slides are read as RGB.
+
+    Raises
+    ------
+    ValueError
+        Other than 3 channels.
     """
 
     length: int = 64
     repeats: int = 1
     rule: str = "code"
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.channels != 3:
+            raise ValueError(
+                f"channels={self.channels}: slide images are read as RGB, so that a model gets 3 channels; leave "
+                "channels out, and save a fluorescence image of several stains as RGB, or one of them alone as grey"
+            )
 
     def number(self, cells: int) -> int:
         """Sequences of a region of so many cells."""
@@ -44,6 +59,11 @@ class Sequencing:
         if self.repeats == 1:
             return -(-cells // self.length)
         return self.repeats * (cells // self.length + 1)
+
+    def occurrences(self, cohort: Cohort) -> int:
+        """Cells in all sequences of a pass over the cohort, each as often as it occurs."""
+        sizes = [n for s in cohort for n in np.unique(tiles(s)[0], axis=0, return_counts=True)[1].tolist()]
+        return self.length * sum(self.number(n) for n in sizes)
 
 
 def tiles(section: Section) -> tuple[np.ndarray, np.ndarray]:
@@ -78,16 +98,22 @@ class Regions:
         self._patch = torch.from_numpy(np.concatenate(patches)).to(device)
 
     def sequences(self, rows: Tensor, how: Sequencing, generator: torch.Generator | None) -> list[list[Tensor]]:
-        """Sequences of rows, region by region; in random order with a generator, and without one with every row."""
+        """Sequences of rows, region by region; in random order with a generator.
+
+        Without one every row is in a sequence, regions keep their order, and what is drawn in one is always the same.
+        """
         made = []
         order = torch.argsort(self.of[rows], stable=True)
         sizes = torch.unique_consecutive(self.of[rows][order], return_counts=True)[1]
         for part in rows[order].split(sizes.tolist()):
-            least = -(-len(part) // how.length) if generator is None else 0  # every cell is predicted
-            number = max(how.number(len(part)), least)
+            drawn, number = generator, how.number(len(part))
+            if drawn is None:
+                least = -(-len(part) // how.length)  # every cell is predicted
+                # Sequences that hold the same cells would all say the same.
+                drawn, number = torch.Generator().manual_seed(0), 1 if least == 1 else max(number, least)
             wanted = number * how.length
             passes = -(-wanted // len(part))
-            orders = [_order(len(part), generator).to(part.device) for _ in range(passes)]
+            orders = [torch.randperm(len(part), generator=drawn).to(part.device) for _ in range(passes)]
             filled = torch.cat([part[order] for order in orders])[:wanted] if orders else part[:0]
             made.append(list(filled.split(how.length)) if number else [])
         return [made[i] for i in _order(len(made), generator).tolist()]

@@ -15,17 +15,28 @@ _WIDTH = 11.0  # inches
 _APART = 0.045  # least distance of two names at the end of curves, as a share of the height of the axes
 
 
-def rate_curves(errors: pd.DataFrame, *, controls: Collection[str] = (), trained_at: float | None = None) -> Figure:
+def rate_curves(
+    errors: pd.DataFrame,
+    *,
+    controls: Collection[str] = (),
+    dashed: Collection[str] = (),
+    trained_at: float | None = None,
+    of: str = "measured",
+) -> Figure:
     """Squared error of hidden entries against their share, a line per model, on a logarithmic scale.
 
     Parameters
     ----------
     errors
-        Rates (rows, ascending) × models.
+        Rates (rows, ascending) × models; NaN where a curve has no point.
     controls
         Models drawn in grey.
+    dashed
+        Models whose curve is dashed.
     trained_at
         The rate of the run itself, marked by a line.
+    of
+        Which entries the rates are shares of: ``measured`` ones, or ``all``.
 
     Raises
     ------
@@ -42,8 +53,10 @@ def rate_curves(errors: pd.DataFrame, *, controls: Collection[str] = (), trained
     rates = 100 * errors.index.to_numpy(dtype=np.float64)
     for model in errors.columns:
         colour = CONTROL if model in controls else METHOD
-        ax.plot(rates, errors[model], "o-", color=colour, ms=4, lw=1.4, zorder=2 if model in controls else 3)
-    ax.set_xlabel("hidden share of the measured entries (%)", color=INK)
+        there = errors[model].notna().to_numpy()
+        ax.plot(rates[there], errors[model][there], "o--" if model in dashed else "o-", color=colour, ms=4, lw=1.4,
+                zorder=2 if model in controls else 3)  # fmt: skip
+    ax.set_xlabel(f"hidden share of {'the measured' if of == 'measured' else 'all'} entries (%)", color=INK)
     ax.set_ylabel("squared error of hidden entries", color=INK)
     ax.tick_params(colors=MUTED, which="both")
     for side in ("top", "right"):
@@ -52,7 +65,7 @@ def rate_curves(errors: pd.DataFrame, *, controls: Collection[str] = (), trained
         ax.spines[side].set_color(LINE)
     ax.margins(y=0.08)
     ax.autoscale_view()  # the scale is settled only now, and names stand at the ends of the curves
-    last = errors.iloc[-1].sort_values()
+    last = errors.ffill().iloc[-1].sort_values()
     places = ax.transAxes.inverted().transform(
         ax.transData.transform(np.column_stack([np.full(len(last), rates[-1]), last.to_numpy()]))
     )[:, 1]

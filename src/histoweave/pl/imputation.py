@@ -14,7 +14,8 @@ from histoweave.pl.maps import INK, LINE, MUTED, shortened
 from histoweave.pl.scores import CONTROL, METHOD
 
 _WIDTH = 11.0  # inches
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a")  # Okabe and Ito, and a brown
+# Okabe and Ito, with a brown before their yellow.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#f0e442")
 _FADED = 0.65
 COLUMNS = ("model", "m", "value")
 
@@ -47,7 +48,8 @@ def boxes_by_m(table: pd.DataFrame, *, controls: Collection[str] = (), metric: s
         raise ValueError("no gene has a value; expected at least one row with a number")
     models, sizes = list(dict.fromkeys(table["model"].astype(str))), sorted(told["m"].unique())
     grey = [model for model in models if model in set(controls)]
-    colours = dict(zip([m for m in models if m not in set(grey)], _cycle(METHOD, len(models)), strict=False))
+    coloured = [model for model in models if model not in set(grey)]
+    colours = dict(zip(coloured, _cycle(METHOD, len(coloured)), strict=True))
     shades = np.linspace(0.35, 1.0, max(len(grey), 1))
     colours |= {model: to_rgba(CONTROL, alpha) for model, alpha in zip(grey, shades, strict=False)}
     figure = Figure(figsize=(_WIDTH, 4.6), facecolor="none")

@@ -153,7 +153,7 @@ def marker_map(
     predictions
         Per model, values (n,).
     pcc
-        Per model, the correlation printed over its panel.
+        Per model, the correlation printed over its panel; without it, panels have the names of the models alone.
     units
         Of truth and predictions, beside the colour scale.
 
@@ -164,7 +164,8 @@ def marker_map(
     """
     norm = expression_norm(gene, truth)
     under = [name for name, there in (("H&E", plate.picture), ("annotation", plate.labels)) if there is not None]
-    values = {"measured": truth} | {_titled(m, (pcc or {}).get(m, math.nan)): v for m, v in predictions.items()}
+    titles = {model: _titled(model, pcc.get(model, math.nan)) if pcc else model for model in predictions}
+    values = {"measured": truth} | {titles[model]: shown for model, shown in predictions.items()}
     figure, axes, strip = _grid(plate, len(under) + len(values))
     for ax, name in zip(axes, under, strict=False):
         (_draw_image if name == "H&E" else _draw_labels)(ax, plate)
@@ -178,18 +179,20 @@ def marker_map(
 
 
 def error_map(
-    plate: Plate, gene: str, truth: np.ndarray, prediction: np.ndarray, *, model: str, pcc: float = math.nan, units: str = ""
+    plate: Plate, gene: str, truth: np.ndarray, prediction: np.ndarray, *, model: str, pcc: float | None = None,
+    units: str = "", where: str = "",
 ) -> Figure:
     """Truth, prediction and their difference (prediction - truth, on a scale centred at 0) of one gene over a section.
 
-    Parameters are those of `marker_map`, for one model.
+    Parameters are those of `marker_map`, for one model; `where` follows the titles of truth and difference.
     """
     norm = expression_norm(gene, truth)
     error = np.asarray(prediction, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
     most = float(np.nanpercentile(np.abs(error), _ROBUST[1])) or 1.0
     signed = Normalize(-most, most)
-    panels = [("measured", truth, EXPRESSION, norm), (_titled(model, pcc), prediction, EXPRESSION, norm),
-              ("predicted − measured", error, ERROR, signed)]
+    title = model if pcc is None else _titled(model, pcc)
+    panels = [(f"measured{where}", truth, EXPRESSION, norm), (title, prediction, EXPRESSION, norm),
+              (f"predicted − measured{where}", error, ERROR, signed)]
     figure, axes, strip = _grid(plate, 3)
     for ax, (name, values, cmap, scale) in zip(axes, panels, strict=True):
         draw_spots(ax, plate, values, cmap, scale)

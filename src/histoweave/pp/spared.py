@@ -108,7 +108,7 @@ def spared(
     )
     sections = _sections(cohort, split)
     train = set(split.train)
-    learning = [section for section in sections if section.id in train or not settings.leak_free]
+    learning = _learning(sections, split, settings)
     names = Cohort(sections).genes("common")
     passed, alive, base_pairs = _genes(learning, names, settings, lengths)
     chosen = [name for name, keep in zip(names, alive, strict=True) if keep]
@@ -133,6 +133,24 @@ def spared(
     dropped = lost | {step: n for step, n in passed.dropped.items() if step.startswith("genes")}
     dropped["genes without a length"] = int((passed.genes & ~alive).sum())
     return SparedResult(tables, panel, ranking, split, settings, unit, combat, means, dropped)
+
+
+def spared_ranking(
+    cohort: Cohort, split: Split, *, leak_free: bool = True, spot_counts: tuple[float, float] = SPOT_COUNTS
+) -> pd.Series:
+    """Mean Moran's I of all genes that pass the filters, best first: the ranking of `spared`, without its layers."""
+    settings = SparedSettings(leak_free=leak_free, spot_counts=spot_counts)
+    sections = _sections(cohort, split)
+    learning, names = _learning(sections, split, settings), Cohort(sections).genes("common")
+    passed, alive, base_pairs = _genes(learning, names, settings, None)
+    kept, _ = _keep_spots(learning, names, passed.genes, alive, base_pairs, settings)
+    chosen = [name for name, keep in zip(names, alive, strict=True) if keep]
+    return _ranking(list(kept.values()), chosen, filled=not leak_free)
+
+
+def _learning(sections: Sequence[Section], split: Split, settings: SparedSettings) -> list[Section]:
+    """The sections that filters, Moran's I and ComBat look at."""
+    return [section for section in sections if section.id in split.train or not settings.leak_free]
 
 
 def _sections(cohort: Cohort, split: Split) -> list[Section]:

@@ -79,6 +79,11 @@ class SparedResult:
     dropped: dict[str, int]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of it, in sentences: of ComBat, where it had nothing to learn from."""
+        return tuple(dict.fromkeys(combat.note for combat in self.combat.values() if combat.note))
+
+    @property
     def filled(self) -> str:
         """The layer that is predicted and completed: ``c_d_log1p``, or ``d_log1p`` without ComBat.
 
@@ -99,6 +104,12 @@ class SharedRanking(NamedTuple):
     overlap: float  # share of the best `top` genes of one that are among those of the other
     spearman: float  # of Moran's I over the genes that both rank
     genes: int  # that both rank
+
+    def __str__(self) -> str:
+        return (
+            f"{self.overlap:.0%} of the best {self.top} genes are the same; Spearman {self.spearman:.2f} over "
+            f"{self.genes} genes"
+        )
 
 
 def add_completed(result: SparedResult, completed: Mapping[str, np.ndarray]) -> SparedResult:

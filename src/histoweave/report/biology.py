@@ -33,7 +33,7 @@ from histoweave.pp.counts import NotInvertible, Target
 from histoweave.report.differences import add_differences, add_signatures, over_sections
 from histoweave.report.findings import Biology, Shot, Table
 from histoweave.report.labels import Labels
-from histoweave.report.tables import number
+from histoweave.report.tables import number, partly_shown
 from histoweave.view import divisor
 
 MOST_SPOTS = 20_000  # of the section; a larger one would take longer than the rest of the page together
@@ -52,7 +52,13 @@ def biology_of(
     *,
     signatures: Mapping[str, Sequence[str]] | None = None,
 ) -> Biology:
-    """`biology` of a test section of a run, and the differences over all its labelled test sections, of `best` and ridge."""
+    """`biology` of a test section of a run, and the differences over all its labelled test sections, of `best` and ridge.
+
+    Nothing where models were shown a part of the sections: some give back what they saw, and would be judged by it.
+    """
+    if partly_shown(report):
+        why = "Left out: models were shown a part of what was measured here, and some give it back as they saw it."
+        return Biology(remarks=[why])
     card = report.cells[0]
     told = card["view"].get("target")
     found = biology(

@@ -76,11 +76,21 @@ class Shown:
             {name: np.asarray(one.X[:, at[name]]).ravel() for name, one in made.items()},
         )
 
+    def completed(self, gene: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """`values`; where entries were hidden, those of the whole section: what was shown is measured, and kept."""
+        truth, predictions = self.values(gene)
+        for model, table in self.predictions().items():
+            if "shown" in table.layers:
+                shown = np.asarray(table.layers["shown"][:, int(table.var_names.get_loc(gene))])
+                truth = np.where(np.isfinite(truth), truth, shown)
+                predictions[model] = np.where(np.isfinite(shown), shown, predictions[model])
+        return truth, predictions
+
     def pcc(self, gene: str) -> dict[str, float]:
-        """The PCC of each model for a gene in this section, as in the table of results."""
+        """The PCC of each model for a gene in this section, as in the table of results; nothing where none is made."""
         rows = self.report.rows
         rows = rows[
-            (rows["metric"] == tables.main_metric(self.report))
+            (rows["metric"] == "pcc")
             & (rows["section"] == self.section)
             & (rows["gene"] == gene)
             & (rows["fold"] == self.fold)
@@ -140,13 +150,13 @@ def write_html(
         n_genes=len(report.genes), notes=notes(report), metrics=[tables.NAMES[m] for m in tables.metrics(report)],
         rows=tables.main_rows(report), made=tables.PROVENANCE, rankable=tables.rankable(report),
         tests=tables.ridge_rows(report), dots=_dots(report), ceiling=_ceiling(report, best, here), shown=shown,
-        maps=_maps(shown, here), absent=[gene for gene in chosen if gene not in here],
+        maps=_maps(shown, here), no_ceiling=_no_ceiling(report), absent=[gene for gene in chosen if gene not in here],
         error=_error(shown, best, here[0]) if here else None, best=best, trained=trained, folds=folds,
         genes=tables.gene_rows(report), models=report.models, controls=tables.controls(report),
         limit=MIN_RELIABILITY, facts=tables.fingerprint_rows(report), biology=living,
         biology_drawings=_drawings("bio", living.shots), against=tables.against(report),
         main=tables.main_name(report), tested=tables.tested(report), unseen=tables.unseen(report),
-        completed=_drawings("completion", completion_of(report, shown.predictions(), shown.plate, here[0] if here else None)),
+        completed=_drawings("completion", completion_of(report, shown.predictions(), shown.plate, here)),
     )  # fmt: skip
     path = report.folder / "report.html"
     with writing(path) as file:
@@ -203,8 +213,9 @@ def _dots(report: Report) -> Drawing:
     reference = against if against in values.columns else None
     n = len(values)
     caption = (
-        f"{metric} of each of {n} patients (dots; a patient keeps its height within every line) and the mean over them (bar). "
-        "Grey: controls." + (f" Dashed: mean of {reference}." if reference else "")
+        f"{metric[0].upper()}{metric[1:]} of each of {n} patients (dots; a patient keeps its height within every line) and the "
+        "mean over them (bar). Grey: controls." + (f" Dashed: mean of {reference}." if reference else "")
+        + (f" The test below is on {tables.tested(report)}." if tables.tested(report) != metric else "")
     )
     means = "; ".join(f"{model} {tables.number(mean)}" for model, mean in values.mean().items())
     figure = patient_dots(values, controls=tables.controls(report), reference=reference, metric=metric)
@@ -212,7 +223,7 @@ def _dots(report: Report) -> Drawing:
 
 
 def _ceiling(report: Report, best: str, marked: Sequence[str]) -> Drawing | None:
-    if not report.genes["ceiling"].notna().any():
+    if _no_ceiling(report):
         return None
     pcc = tables.by_gene(report)
     pcc = pcc[[model for model in dict.fromkeys(["ridge", best]) if model in pcc]]
@@ -226,21 +237,37 @@ def _ceiling(report: Report, best: str, marked: Sequence[str]) -> Drawing | None
     return _drawing(figure, "ceiling", caption, alt)
 
 
+def _no_ceiling(report: Report) -> str:
+    """Why there is no ceiling to compare with; empty where there is one."""
+    if tables.main_metric(report) != "pcc":
+        return "A ceiling is one of PCC, and hidden transcripts are scored by their deviance."
+    if tables.partly_shown(report):
+        return (
+            "The ceiling of a gene is that of a correlation over all spots. PCC is over hidden entries here, all of which "
+            "were measured, so there is no ceiling to compare with."
+        )
+    if not report.genes["ceiling"].notna().any():
+        return "No gene varies in any section, so that there is no ceiling to compare with."
+    return ""
+
+
 def _maps(shown: Shown, genes: Sequence[str]) -> list[Drawing]:
     drawn = []
     for i, gene in enumerate(genes):
-        truth, predictions = shown.values(gene)
+        truth, predictions = shown.completed(gene)
         if not np.isfinite(truth).any():
             continue
         pcc = shown.pcc(gene)
         scores = ", ".join(f"{model} {tables.number(pcc.get(model, np.nan), 2)}" for model in predictions)
+        made = "completed" if "shown" in next(iter(shown.predictions().values())).layers else "predicted"
         figure = marker_map(shown.plate, gene, truth, predictions, pcc=pcc, units=str(shown.report.cells[0]["units"]))
         drawn.append(
             _drawing(
                 figure,
                 f"map{i}",
                 gene,
-                f"Maps of {gene} in section {shown.section}: measured, and predicted by each model. PCC: {scores}.",
+                f"Maps of {gene} in section {shown.section}: measured, and {made} by each model."
+                + (f" PCC: {scores}." if pcc else ""),
             )
         )
     return drawn
@@ -250,22 +277,27 @@ def _error(shown: Shown, model: str, gene: str) -> Drawing | None:
     truth, predictions = shown.values(gene)
     if not np.isfinite(truth).any():
         return None
+    hidden = "shown" in shown.predictions()[model].layers  # then the truth is that of the hidden entries
+    made = np.where(np.isfinite(truth), predictions[model], np.nan) if hidden else predictions[model]
+    pcc = shown.pcc(gene)
     figure = error_map(
         shown.plate,
         gene,
         truth,
-        predictions[model],
+        made,
         model=model,
-        pcc=shown.pcc(gene).get(model, np.nan),
+        pcc=pcc.get(model, np.nan) if pcc else None,
         units=str(shown.report.cells[0]["units"]),
+        where=", hidden entries" if hidden else "",
     )
-    error = predictions[model] - truth
+    error = made - truth
+    over = " over its hidden entries" if hidden else ""
     words = f"mean {tables.number(float(np.nanmean(error)), 2)}, sd {tables.number(float(np.nanstd(error)), 2)}"
     return _drawing(
         figure,
         "error",
-        f"{gene}: measured, predicted by {model}, and the error ({words}). Red: too high.",
-        f"Maps of {gene} in section {shown.section}: measured, predicted by {model}, and error, {words}.",
+        f"{gene}{over}: measured, predicted by {model}, and the error ({words}). Red: too high.",
+        f"Maps of {gene}{over} in section {shown.section}: measured, predicted by {model}, and error, {words}.",
     )
 
 

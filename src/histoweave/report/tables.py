@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from histoweave.bench.metrics import LOWER_IS_BETTER
+from histoweave.bench.scoring import DROPPED
 from histoweave.bench.summary import HEADLINE, Report
 
 NAMES = {
@@ -83,7 +84,7 @@ def main_rows(report: Report) -> list[Row]:
     models, control = report.models, controls(report)
     best: dict[str, float] = {}
     if rankable(report):
-        for metric in metrics(report):
+        for metric in [metric for metric in metrics(report) if metric != DROPPED]:  # the same for every model
             means = [float(table["mean"].get((model, metric), np.nan)) for model in models]
             if np.isfinite(means).any():
                 best[metric] = float(np.nanmin(means) if metric in LOWER_IS_BETTER else np.nanmax(means))
@@ -147,7 +148,7 @@ def by_gene(report: Report) -> pd.DataFrame:
 
 
 def best_model(report: Report) -> str:
-    """The model drawn in detail: the method (else the control) with the highest mean PCC; ridge only if alone."""
+    """The model drawn in detail: the method (else the control) with the highest mean of the main metric; ridge only if alone."""
     mean = by_patient(report).mean()
     methods = [model for model in report.models if model not in controls(report)]
     among = methods or [model for model in report.models if model not in ("ridge", "mean")] or report.models
@@ -179,9 +180,12 @@ def p_value(value: float) -> str:
 
 
 def fold_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
-    """Models that were trained by gradient, and one row per fold with the epoch that each of them kept."""
+    """Models that were trained by gradient, and one row per fold with the epoch that each of them kept.
+
+    ``val`` is in the row of a fold that names validation sections.
+    """
     trained = [m for m in report.models if any(c["history"] for c in report.cells if c["model"] == m)]
-    patients = report.card["patients"]
+    patients, validation = report.card["patients"], report.card.get("validation", {})
     rows = []
     for fold, test in report.card["folds"].items():
         cells = [cell for cell in report.cells if cell["fold"] == fold]
@@ -195,12 +199,13 @@ def fold_rows(report: Report) -> tuple[list[str], list[dict[str, Any]]]:
             "fold": fold, "train": list(cells[0]["trained_on"]) if cells else [], "test": list(test),
             "test_patients": list(dict.fromkeys(patients[id] for id in test)),
             "spots": _thousands(int(cells[0]["spots"])) if cells else "–", "epochs": [epochs[m] or "–" for m in trained],
+            **({"val": list(validation[fold])} if fold in validation else {}),
         })  # fmt: skip
     return trained, rows
 
 
 def gene_rows(report: Report, most: int = MOST_GENES) -> list[dict[str, Any]]:
-    """The genes of highest reliability: reliability, ceiling, and the PCC of each model."""
+    """The genes of highest reliability: reliability, ceiling, and the main metric of each model."""
     pcc = by_gene(report)
     genes = report.genes.sort_values("reliability", ascending=False, kind="stable", na_position="last").head(most)
     return [
@@ -214,7 +219,7 @@ def gene_rows(report: Report, most: int = MOST_GENES) -> list[dict[str, Any]]:
 
 
 def default_genes(report: Report, among: Sequence[str] | None = None, most: int = 3) -> list[str]:
-    """The genes with the highest PCC, averaged over models, among those measured reliably (else among all)."""
+    """The genes with the highest main metric, averaged over models, among those measured reliably (else among all)."""
     mean = by_gene(report).mean(axis=1)
     if among is not None:
         mean = mean[mean.index.isin(among)]
@@ -245,16 +250,25 @@ def hidden(report: Report) -> str:
 def unseen(report: Report) -> str:
     """What no model saw of a test section, in words."""
     how = str(report.card.get("hide", "")).partition("(")[0]
-    return {"Genes": "its hidden genes", "Entries": "its hidden entries", "Thin": "its hidden transcripts"}.get(
-        how, "its expression"
-    )
+    entries = "its hidden entries. PCC is over the hidden entries; maps show the completed section, with what was shown kept"
+    return {"Genes": "its hidden genes", "Entries": entries, "Thin": "its hidden transcripts"}.get(how, "its expression")
 
 
 def protocol(report: Report) -> str:
     """The protocol of the run, in words."""
     if report.card["protocol"] == "paper":
         return "paper: gene panel from all sections, epoch chosen on the test fold, means over folds"
+    if report.card.get("validation"):
+        return (
+            "strict: gene panel and scaling from the training patients of each fold alone; stopping and choosing from its "
+            "validation sections, or from training patients where it names none"
+        )
     return "strict: gene panel, scaling and stopping from the training patients of each fold alone"
+
+
+def partly_shown(report: Report) -> bool:
+    """Whether models were shown a part of what was measured in the test sections: entries or transcripts are hidden."""
+    return str(report.card.get("hide", "")).startswith(("Entries", "Thin"))
 
 
 def fingerprint_rows(report: Report) -> list[tuple[str, str]]:

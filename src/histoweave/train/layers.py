@@ -25,7 +25,7 @@ HIDE = 0.3  # of the measured entries are hidden where training decides when to 
 
 def check_sections(spec: Spec, cohort: Cohort) -> None:
     """`ValueError` if sections lack what a model looks at: an image, or counts to complete."""
-    if spec.sees and (bare := [section.id for section in cohort if section.image is None]):
+    if spec.looks and (bare := [section.id for section in cohort if section.image is None]):
         raise ValueError(
             f"model {spec.name!r} looks at images, and {len(bare)} of {len(cohort)} sections have none "
             f"({', '.join(bare[:8])}). Use the others only: `--sections with-image`, or `cohort.with_image()`"
@@ -56,14 +56,17 @@ def completers() -> list[str]:
 
 def filled_values(filler: Learner, train: Cohort) -> dict[str, np.ndarray]:
     """The training sections as the fitted `filler` completes them: per section id (n, g), float32."""
-    return {section.id: completed(filler, section)[0] for section in train}
+    return {section.id: completed(filler, section, filler.predict(Cohort([section])).X)[0] for section in train}
 
 
-def completed(filler: Learner, section: Section) -> tuple[np.ndarray, np.ndarray]:
-    """Values (n, g), float32, and which of them are measured (n, g); these are kept to the bit."""
+def completed(filler: Learner, section: Section, made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the `filler` `made` of a section (n, g), float32, where it is not measured, and which entries are (n, g).
+
+    What is measured is kept to the bit.
+    """
     assert filler.fitted is not None
     values, measured = filler.fitted.truth(section, zeros=False)
-    return np.where(measured, values, filler.predict(Cohort([section])).X).astype(np.float32), measured
+    return np.where(measured, values, made).astype(np.float32), measured
 
 
 def center_of(fitted: FittedView, train: Cohort, spec: Spec, filled: Mapping[str, np.ndarray] | None) -> np.ndarray:
@@ -91,7 +94,8 @@ def complete(filler: Learner, cohort: Cohort) -> AnnData:
         raise ValueError(f"model {filler.name!r} does not complete; those that do: {', '.join(completers())}")
     check_sections(filler.spec, cohort)
     made = filler.predict(cohort)
-    parts = [completed(filler, section) for section in cohort]
+    ends = np.cumsum([section.n for section in cohort])[:-1]
+    parts = [completed(filler, *pair) for pair in zip(cohort, np.split(np.asarray(made.X), ends), strict=True)]
     made.X = np.concatenate([values for values, _ in parts])
     made.layers[K.MEASURED] = sparse.csr_matrix(np.concatenate([measured for _, measured in parts]))
     counts = [candidate_counts(section, list(made.var_names), union=True) for section in cohort]

@@ -161,7 +161,8 @@ def within(p: Tensor, y: Tensor, mask: Tensor) -> float:
 class Predicted(NamedTuple):
     """What a model says of the spots of a feed, in order: (n, g) each, but for section (n,).
 
-    `spread` is the standard deviation over the occurrences of a spot, for models that see spots repeatedly; else None.
+    `spread` is the standard deviation over the occurrences of a spot, NaN for one that is in a single sequence, for
+    models that see spots repeatedly; else None.
     """
 
     values: Tensor
@@ -179,6 +180,7 @@ def predictions(module: Any, feed: Feed, batch: int) -> Predicted:
     made: Tensor | None = None
     square: Tensor | None = None
     count = torch.zeros(size, dtype=torch.float64, device=feed.device)
+    sequences = torch.zeros_like(count)
     y, mask, section = None, None, torch.zeros(size, dtype=torch.long, device=feed.device)
     for part in feed.batches(batch):
         out = module(part).double()  # (b, g)
@@ -188,13 +190,19 @@ def predictions(module: Any, feed: Feed, batch: int) -> Predicted:
             y, mask = torch.zeros_like(made, dtype=torch.float32), torch.zeros_like(made, dtype=torch.bool)
         made.index_add_(0, part.spot, out)
         if square is not None:
+            assert part.seq is not None
             square.index_add_(0, part.spot, out.square())
+            there = torch.stack([part.spot, part.seq]).unique(dim=1)[0]  # a spot once for each sequence that has it
+            sequences.index_add_(0, there, torch.ones_like(there, dtype=torch.float64))
         count.index_add_(0, part.spot, torch.ones_like(part.spot, dtype=torch.float64))
         y[part.spot], mask[part.spot], section[part.spot] = part.y, part.y_mask, part.section
     assert made is not None and y is not None and mask is not None
     rows = count > 0
     mean = made[rows] / count[rows, None]
-    spread = None if square is None else (square[rows] / count[rows, None] - mean.square()).clamp(min=0).sqrt().float()
+    spread = None
+    if square is not None:
+        spread = (square[rows] / count[rows, None] - mean.square()).clamp(min=0).sqrt().float()
+        spread[sequences[rows] < 2] = math.nan
     return Predicted(mean.float(), y[rows], mask[rows], section[rows], spread)
 
 

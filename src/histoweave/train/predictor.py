@@ -15,7 +15,7 @@ from anndata import AnnData, concat
 from torch import Tensor, nn
 
 from histoweave import _keys as K
-from histoweave.batch import Dims, Needs
+from histoweave.batch import FROZEN, Dims, Needs
 from histoweave.data.section import Cohort, Section
 from histoweave.data.store import Store
 from histoweave.embed import SectionFeatures
@@ -116,7 +116,8 @@ class Learner:
         ValueError
             Sections without an image for a model that looks at one; no counts.
         """
-        check_sections(self.spec, train)
+        for spec in filter(None, (self.spec, self.spec.filler)):
+            check_sections(spec, train)
         check_target(self.spec, self.view.target)
         self.encoder_digest = None
         if self.first is not None:
@@ -125,10 +126,10 @@ class Learner:
         if self.embeds:
             self.encoder_digest = self.view.make_encoder(self.device).digest
         self.fitted = self.view.fit(train, features)
-        filler = self._fill(train)
+        filled = self._fill(train)
         self.max_context = max(section.n for section in train)
         self.spacing = spacing(train)
-        feed = self._feed(train, features, filler)
+        feed = self._feed(train, features, filled)
         torch.manual_seed(self.seed)
         self.width = feed.width
         self.module = self.build(self.width)
@@ -142,10 +143,11 @@ class Learner:
         if val is None:
             self.rung = feed.inner.rung
             held = torch.from_numpy(feed.inner.fold == 0)
-            part, stop = feed.only(~held), feed.only(held)
+            whole = feed if filled is None else self._feed(train, features)  # what was filled in is no truth to stop on
+            part, stop = feed.only(~held), whole.only(held)
         else:
             self.rung = "given"
-            part, stop = feed, self._feed(val, filler=filler)
+            part, stop = feed, self._feed(val)
         if self.spec.completes:
             stop = stop.hiding(HIDE)
         if hasattr(self.module, "index"):
@@ -274,8 +276,10 @@ class Learner:
             raise ValueError(f"model {self.model!r} was not fitted; call fit(cohort) or load_predictor(folder) first")
         return self.fitted, self.module
 
-    def _feed(self, cohort: Cohort, features: Features | None = None, filler: Learner | None = None) -> Feed:
-        """Batches of a cohort, which is embedded if its features are not given, and completed if a filler is."""
+    def _feed(
+        self, cohort: Cohort, features: Features | None = None, filled: dict[str, np.ndarray] | None = None
+    ) -> Feed:
+        """Batches of a cohort, which is embedded if its features are not given; `filled` is learnt in place of gaps."""
         assert self.fitted is not None
         check_sections(self.spec, cohort)
         return Feed(
@@ -286,23 +290,23 @@ class Learner:
             device=self.device,
             hops=self.spec.hops,
             zeros=self.spec.zeros,
-            filled=None if filler is None else filled_values(filler, cohort),
+            filled=filled,
             sequencing=self.spec.sequencing,
         )
 
-    def _fill(self, train: Cohort) -> Learner | None:
-        """The model that completes the training sections, fitted on them, where this one learns what it makes of them."""
-        filler, spec = None, self.spec
+    def _fill(self, train: Cohort) -> dict[str, np.ndarray] | None:
+        """The training sections as another model, fitted on them, completes them, where this one learns from that."""
+        filled, spec = None, self.spec
         if spec.filler is not None:
             plain = replace(self.view, target=replace(self.view.target, delta=False))
             filler = Learner(
                 spec.filler.text, plain, self.store, recipe=spec.filler.recipe, seed=self.seed, device=self.device,
                 checkpoint=self.checkpoint and self.checkpoint / "layer", progress=self.progress,
             ).fit(train)  # fmt: skip
+            filled = filled_values(filler, train)
         if not spec.zeros and self.fitted is not None and self.fitted.center is not None:
-            filled = None if filler is None else filled_values(filler, train)
             self.fitted = replace(self.fitted, center=center_of(self.fitted, train, spec, filled))
-        return filler
+        return filled
 
     def _embed(self, cohort: Cohort) -> Features:
         """Features of a cohort, by the weights that the model was fitted with and no others."""
@@ -320,7 +324,7 @@ class Learner:
     @property
     def embeds(self) -> bool:
         """Whether the frozen encoder is read by this stage itself."""
-        return self.first is None and self.spec.embeds
+        return self.first is None and bool(self.needs & FROZEN)
 
     def build(self, width: int) -> nn.Module:
         """The model before it learns, for embeddings of a width; the fitted view says for how many genes."""

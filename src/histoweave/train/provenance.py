@@ -21,6 +21,7 @@ def describe(learner: Learner) -> dict[str, Any]:
         "args": learner.spec.args,
         "task": card.task,
         "layer": learner.spec.layer,
+        "layer_recipe": learner.spec.filler and learner.spec.filler.recipe.to_dict(),
         "first": None if learner.first is None else learner.first.describe(),
         "recipe": learner.recipe.to_dict(),
         "seed": learner.seed,

@@ -10,7 +10,7 @@ from typing import Any
 from histoweave.batch import FROZEN, IMAGE, Card, Needs
 from histoweave.embed import as_trunk, list_encoders
 from histoweave.feed import Sequencing
-from histoweave.models import COMMON, blank, card_of, list_models, model_class, parse
+from histoweave.models import COMMON, blank, card_of, list_models, model_class, parse, with_argument
 from histoweave.train.recipe import Recipe, load_recipe
 
 LOOP = ("lr", "optimizer", "epochs")  # arguments that go with every model and change its recipe
@@ -79,9 +79,21 @@ class Spec:
         return self.layer == "raw" and not self.completes
 
     @property
+    def looks(self) -> Needs:
+        """What it is given of the images, in prediction too: for its first stage, where it has one."""
+        return (self.needs if self.first is None else self.first.looks) & IMAGE
+
+    @property
     def sees(self) -> Needs:
-        """What has to be made of the images: for its first stage, where it has one."""
-        return (self.needs if self.first is None else self.first.sees) & IMAGE
+        """What has to be made of the images for the whole of it, so also what the fillers of its stages look at."""
+        own = (self.needs if self.first is None else self.first.sees) & IMAGE
+        return own if self.filler is None else own | self.filler.sees
+
+    @property
+    def recipes(self) -> dict[str, Any]:
+        """The recipes of all its stages, JSON-safe."""
+        before = {"first": self.first, "filler": self.filler}
+        return {"own": self.recipe.to_dict()} | {key: stage and stage.recipes for key, stage in before.items()}
 
     @property
     def counts(self) -> bool:
@@ -90,7 +102,7 @@ class Spec:
 
     @property
     def embeds(self) -> bool:
-        """Whether the frozen encoder has a part in it."""
+        """Whether the frozen encoder has a part in it, or in what fills gaps for it."""
         return bool(self.sees & FROZEN)
 
 
@@ -118,8 +130,8 @@ def resolve(text: str, recipe: str | Recipe) -> Spec:
         recipe = replace(recipe, **changed)
     if args.get("trunk") in _encoders() and signature(model_class(name)).parameters["trunk"].annotation == "str":
         args["trunk"] = as_trunk(args["trunk"])  # models with a fixed choice of image parts say so themselves
-    first = resolve(common["first"], recipe.name) if common.get("first") else None
     layer = common.get("layer", "raw")
+    first = _first(common["first"], layer, recipe.name) if common.get("first") else None
     filler = None if layer in LAYERS else resolve(layer, recipe.name)
     if layer != "raw" and card_of(name).task == "complete":
         raise ValueError(f"model {name!r} completes, so it learns from measured entries; leave layer={layer!r} out")
@@ -129,10 +141,15 @@ def resolve(text: str, recipe: str | Recipe) -> Spec:
             f"{', '.join(other for other in list_models() if card_of(other).task == 'complete')}"
         )
     model = blank(name, args)
-    if layer == "measured" and getattr(model, "needs_zeros", False):
+    if layer != "raw" and (switch := getattr(model, "needs_zeros", False)):
         raise ValueError(
-            f"model {name!r} fits a distribution of counts to which zeros belong, and layer='measured' leaves them out: "
-            f"its means would be too large. Use {name}[layer=raw], or a model that does not fit counts, such as 'ridge-gene'"
+            f"model {name!r} fits a distribution of raw counts, to which zeros belong, and layer={layer!r} leaves them "
+            "out or fills them in. "
+            + (
+                f"Give it the argument {switch}"
+                if isinstance(switch, str)
+                else f"Use {name}[layer=raw], or a model that does not fit counts, such as 'ridge-gene'"
+            )
         )
     if first is not None and not hasattr(blank(first.name, first.args), "features"):
         raise ValueError(f"model {first.name!r} cannot be the first stage of {name!r}: it has no features to hand on")
@@ -150,3 +167,12 @@ def resolve(text: str, recipe: str | Recipe) -> Spec:
         halo=getattr(model, "halo", HALO),
         sequencing=Sequencing(*getattr(model, "sequencing", ())),
     )
+
+
+def _first(text: str, layer: str, recipe: str) -> Spec:
+    """The stage before a model that learns from a layer: it learns from the same, if it names none and can."""
+    spec = resolve(text, recipe)
+    fixed = spec.completes or getattr(blank(spec.name, spec.args), "needs_zeros", False)
+    if layer == "raw" or "layer" in parse(text)[1] or fixed:
+        return spec
+    return resolve(with_argument(text, "layer", layer), recipe)

@@ -128,7 +128,7 @@ class Transfer:
             "inner_split": "none",
             "encoder": None,
             "trunk": None,
-            "parameters": 0,
+            "parameters": None if card.learns == "gradient" else 0,  # what is trained is gone after a target
             "expected_accuracy": "not measured",
             "scale_of_imputer": self.imputer.scale,
             "notes": self.notes,

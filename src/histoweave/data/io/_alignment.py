@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,8 @@ from histoweave.data.section import SectionError
 
 log = logging.getLogger(__name__)
 
-Points = str | Path | np.ndarray
-Alignment = str | Path | np.ndarray | tuple[Points, Points] | Literal["identity"]
+Points = str | Path | np.ndarray | list[Any]
+Alignment = str | Path | np.ndarray | list[Any] | tuple[Points, Points] | Literal["identity"]
 
 IDENTITY = "identity"
 # Columns of the landmarks that Xenium Explorer exports: "fixed" is the Xenium image, "alignment" the stained one.
@@ -35,10 +35,11 @@ def read_alignment(given: Alignment, *, pixel_size: float, id: str) -> np.ndarra
     Parameters
     ----------
     given
-        A matrix (3, 3); a file of one (``.csv`` without header, ``.json`` as a list of rows or under ``"matrix"``); a
-        ``.csv`` of landmarks with the columns ``fixedX, fixedY`` (Xenium px) and ``alignmentX, alignmentY`` (px of the
-        stained image), as Xenium Explorer exports them; two tables of matched points, ``(stained, xenium)``, each an
-        array (m, 2) or a ``.csv`` with the columns x and y; or ``"identity"``.
+        A matrix (3, 3), as an array or a list of rows; a file of one (``.csv`` without header, ``.json`` as a list of
+        rows or under ``"matrix"``); a ``.csv`` of landmarks with the columns ``fixedX, fixedY`` (Xenium px) and
+        ``alignmentX, alignmentY`` (px of the stained image), as Xenium Explorer exports them; two tables of matched
+        points, ``(stained, xenium)``, each an array or list (m, 2) or a ``.csv`` with the columns x and y; or
+        ``"identity"``.
     pixel_size
         µm per Xenium px, for messages.
 
@@ -53,8 +54,8 @@ def read_alignment(given: Alignment, *, pixel_size: float, id: str) -> np.ndarra
         if len(given) != 2:
             raise SectionError(f"{where} has {len(given)} tables of landmarks; expected two, (stained image, Xenium)")
         return _fitted(_points(given[0], where), _points(given[1], where), pixel_size, where)
-    if isinstance(given, np.ndarray):
-        return _checked(given, where)
+    if isinstance(given, np.ndarray | list):
+        return _checked(_array(given, where) if isinstance(given, list) else given, where)
     if given == IDENTITY:
         return np.eye(3)
     path = Path(given)
@@ -129,7 +130,9 @@ def _fitted(stained: np.ndarray, xenium: np.ndarray, pixel_size: float, where: s
 
 def _points(given: Points, where: str) -> np.ndarray:
     """Landmarks (m, 2) of one image."""
-    if isinstance(given, np.ndarray):
+    if isinstance(given, list):
+        points = _array(given, where)
+    elif isinstance(given, np.ndarray):
         points = np.asarray(given, dtype=np.float64)
     else:
         if not Path(given).is_file():
@@ -144,6 +147,15 @@ def _points(given: Points, where: str) -> np.ndarray:
             f"{where}: landmarks have shape {points.shape}; expected finite numbers (points, 2) as (x, y)"
         )
     return points
+
+
+def _array(given: list[Any], where: str) -> np.ndarray:
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise SectionError(
+            f"{where} is a list that is no table of numbers ({error}); expected three rows of three, or points (m, 2)"
+        ) from error
 
 
 def _table(path: Path, where: str) -> pd.DataFrame:

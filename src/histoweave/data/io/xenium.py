@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MATRIX, MANIFEST, CELLS = "cell_feature_matrix.h5", "experiment.xenium", ("cells.parquet", "cells.csv.gz", "cells.csv")
 NEEDED = ("cell_id", "x_centroid", "y_centroid")
 STAINED = tuple(f"*he_image*.{end}" for end in ("tif", "tiff", "btf", "svs", "ndpi", "jpg", "jpeg", "png"))
-MORPHOLOGY = ("morphology_focus.ome.tif", "morphology_focus/*.ome.tif", "morphology_mip.ome.tif")
+MORPHOLOGY = ("*morphology_focus.ome.tif", "*morphology_focus/*.ome.tif", "*morphology_mip.ome.tif")
 BESIDE = ("alignment.csv", "alignment.json", "_matrix.csv", "_keypoints.csv")  # after the image's name, as 10x has them
 _APART = 0.1  # two values of the µm per px that differ by more are of two images
 
@@ -228,13 +228,13 @@ def _place(
 ) -> _Placed:
     """Cells (n, 2) in µm on the image that is given or found."""
     path = Path(given) if given is not None else _find_stained(folder, id=id)
-    if path is None and alignment is None:
+    if path is None and (alignment is None or _same_field(alignment)):
         return _on_morphology(folder, um, um_per_px or unit, id=id)
     if path is None:
         raise SectionError(f"section {id!r}: an alignment was given, but no image; give the image it belongs to")
     if alignment is None:
         alignment = _find_alignment(folder, path, id=id)
-    if isinstance(alignment, str) and alignment == IDENTITY:
+    if _same_field(alignment):
         return _unaligned(path, um, unit, um_per_px, id=id)
     matrix = _alignment.read_alignment(alignment, pixel_size=unit, id=id)
     scale = _alignment.stretch(matrix) * unit
@@ -253,6 +253,10 @@ def _place(
     }
     image = SlideImage.open(path, um_per_px=scale)
     return _Placed(image, scale, _alignment.to_image(matrix, um / unit), otherwise)
+
+
+def _same_field(alignment: Alignment) -> bool:
+    return isinstance(alignment, str) and alignment == IDENTITY
 
 
 def _on_morphology(folder: Path, um: np.ndarray, scale: float, *, id: str) -> _Placed:
@@ -296,7 +300,7 @@ def _find_alignment(folder: Path, image: Path, *, id: str) -> Alignment:
     """The file that belongs to an image by its name, else the one of the folder, else the identity."""
     stem = image.name.rsplit(".", 1)[0].removesuffix(".ome")
     found = [image.parent / f"{stem}{end}" for end in BESIDE if (image.parent / f"{stem}{end}").is_file()]
-    if not found and not image.name.startswith("morphology"):
+    if not found and not any(image.match(pattern) for pattern in (*MORPHOLOGY, "*morphology.ome.tif")):
         ends = ("csv", "json")
         found = sorted({p for place in _places(folder) for end in ends for p in place.glob(f"*imagealignment.{end}")})
     if len(found) > 1:

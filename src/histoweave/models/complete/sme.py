@@ -105,8 +105,6 @@ class SME(nn.Module):
         self.radius, self.unseen = float(radius), one_of("unseen", unseen, ("zero", "skip"))
         self.neighbours = at_least("neighbours", neighbours, 0) or (6 if weights == "physical" else 3)
         self.components = at_least("components", components, 1)
-        # A row of the hexagon is √3/2 pitches high, and the legacy unit of a square is √2 pitches.
-        self.halo = math.ceil((self.radius or _HEX) * 2 / math.sqrt(3) * math.sqrt(2))
         self.needs = type(self).needs if self.image else type(self).needs & ~Needs.EMB
 
     def index(self, feed: FeedLike) -> None:

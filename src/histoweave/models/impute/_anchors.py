@@ -42,6 +42,8 @@ def anchor_weights(
 ) -> tuple[sparse.csr_matrix, int]:
     """Weights (c, n) of reference cells in target cells, with rows that sum to 1, and how many cells weigh evenly.
 
+    A neighbour may be in several anchors; only the first k anchors of a target cell count, nearest first.
+
     Parameters
     ----------
     distance, near
@@ -71,13 +73,15 @@ def _weights(
     for i in range(0, len(distance), _CHUNK):
         d, at = distance[i : i + _CHUNK], near[i : i + _CHUNK].ravel()  # (b, k), (b · k,)
         closeness = 1 - d / np.where(d[:, -1:] > 0, d[:, -1:], 1.0)
-        many = size[at]  # anchors of each neighbour
+        many = size[at]  # anchors of each neighbour, 1 or more
         ends = np.cumsum(many)
-        anchor = np.repeat(start[at] - (ends - many), many) + np.arange(ends[-1])
-        weight = -np.expm1(-np.repeat(closeness.ravel(), many) * score[anchor] * (sd / 2) ** 2)
-        rows = np.concatenate([[0], ends.reshape(d.shape)[:, -1]])
-        total = np.add.reduceat(weight, rows[:-1])
-        length = np.diff(rows)
-        weight = np.where(np.repeat(total > 0, length), weight, 1.0)
-        weight /= np.repeat(np.where(total > 0, total, length), length)
-        yield sparse.csr_matrix((weight, source[anchor], rows), shape=(len(d), n)), int((total <= 0).sum())
+        first = np.concatenate([[0], ends.reshape(d.shape)[:-1, -1]])  # (b,) where the anchors of a target cell begin
+        kept = (first[:, None] + np.arange(d.shape[1])).ravel()
+        anchor = (np.repeat(start[at] - (ends - many), many) + np.arange(ends[-1]))[kept].reshape(d.shape)
+        near_by = np.repeat(closeness.ravel(), many)[kept].reshape(d.shape)
+        weight = -np.expm1(-near_by * score[anchor] * (sd / 2) ** 2)
+        total = weight.sum(axis=1, keepdims=True)
+        weight = np.where(total > 0, weight, 1.0) / np.where(total > 0, total, d.shape[1])
+        rows = np.arange(len(d) + 1) * d.shape[1]
+        made = sparse.csr_matrix((weight.ravel(), source[anchor].ravel(), rows), shape=(len(d), n))
+        yield made, int((total <= 0).sum())

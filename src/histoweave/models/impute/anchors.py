@@ -33,6 +33,7 @@ class Anchors:
        from its 1 % and 90 % quantiles to 0 and 1.
     4. Each target cell looks up the `k_weight` nearest target cells that are in anchors, in the principal components of
        the target. An anchor at distance d, the farthest being at D, weighs 1 - exp(-(1 - d / D) · score · (sd / 2)²).
+       The `k_weight` nearest anchors count: one of these cells can be in several.
 
     Parameters
     ----------

@@ -110,8 +110,8 @@ class Tangram:
         """`ValueError` if groups are needed and not there; m shared genes can be any number."""
         if self.mode == "clusters" and not grouped:
             raise ValueError(
-                "mode='clusters' needs the cell type of each reference cell (`--groups`, obs['group']), and not every "
-                "section of the reference has them; give them, or mode='cells'"
+                "mode='clusters' needs the cell type of each reference cell (`obs['group']`; `--groups` with "
+                "`--reference`), and not every section of the reference has them; give them, or mode='cells'"
             )
 
     def __call__(

@@ -37,7 +37,7 @@ class XMINT(nn.Module):
     image
         Without it the image's half of the joint vector is zero, and only the ResNet is missing from the parameters.
     channels
-        Of the image: 3 of H&E, or those of a fluorescence image.
+        Of the image. Slide images are read as RGB, so only 3 can be fitted; others are for batches made by hand.
     tokenizer
         ``"restricted"``: only patches in which cells lie; ``"dense"``: all of a region. Once per region in either.
     stem
@@ -72,7 +72,10 @@ class XMINT(nn.Module):
     in training, batch norms take their statistics over the px of the patches that are occupied in the step, each once.
     ``tokenizer="dense"`` takes them over whole regions. (5) The squared error is multiplied by g², that is, in units of
     an even share: as small as it is otherwise, the constant in Adam's denominator would slow the learning down. (6) The
-    loop keeps the best epoch on validation, theirs the last.
+    loop keeps the best epoch on validation, theirs the last. (7) Theirs sorts the cells of a region by id as text and
+    cuts consecutive sequences; here they are drawn, anew for each pass in training and always alike in prediction, where
+    a region that one sequence holds has one. (8) Mean and deviation of the image's channels are those of the regions in
+    which cells lie, theirs those of the whole slide.
     `stem`, `start`, `scale`, `unit`, `skip` and the other two objectives are not the authors'.
     """
 
@@ -120,8 +123,9 @@ class XMINT(nn.Module):
         self.needs = Needs.SHARED | Needs.SEQ
         self.needs |= Needs.REGION if image else Needs.NONE
         self.needs |= Needs.COUNTS if objective == "poisson" else Needs.NONE
+        self.needs_zeros = "objective=mse" if objective == "poisson" else ""
         at_least("length", length, 1), at_least("repeats", repeats, 1), one_of("rule", rule, ("code", "paper"))
-        self.sequencing = (length, repeats, rule)
+        self.sequencing = (length, repeats, rule, channels if image else 3)
         across = "batch-axis" in self.legacy
         inputs = max(dims.shared, 1)  # without any shared gene the model can say what it reads, but `forward` refuses
         self.lift = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width))

@@ -135,6 +135,7 @@ class Hist2ST(nn.Module):
             raise ValueError(f"trunk='frozen' reads embeddings, but dims.emb is {dims.emb}: give an encoder")
         self.needs = (Needs.EMB if self.frozen else Needs.WINDOW) | Needs.ARRAY_XY | Needs.WHOLE_SECTION
         self.needs |= Needs.NONE if counts == "none" else Needs.COUNTS
+        self.needs_zeros = "" if counts == "none" else "counts=none"
         if self.frozen:
             self.token: nn.Module = nn.Sequential(nn.Linear(dims.emb, width), nn.Dropout(dropout))
         else:
