@@ -15,7 +15,7 @@ import pytest
 from histoweave import cli
 from histoweave.bench.over_datasets import arm, gain_of_layers, normalised, standing
 from histoweave.bench.summary import Report
-from histoweave.commands import _spared, run_spared
+from histoweave.commands import _spared, _spared_conclusion, run_spared
 from histoweave.data.catalog import DatasetNotFound, dataset
 from histoweave.data.phantom import Phantom, phantom_like
 from histoweave.pp.genes import select_panel
@@ -154,7 +154,7 @@ def test_errors_are_means_over_sections_and_seeds() -> None:
     table = [("a", "g", 0, "s", 1.0), ("a", "g", 1, "s", 2.0), ("a", "g", 0, "t", 6.0), ("a", "h", 0, "s", 5.0)]
     rows = pd.DataFrame(table, columns=["model", "gene", "seed", "section", "value"]).assign(metric="mse_measured")
     report = Report(Path(), rows, rows, rows, rows, [], {})
-    assert _spared._by_gene(report, "a").tolist() == [3.0, 5.0]
+    assert _spared_conclusion._by_gene(report, "a").tolist() == [3.0, 5.0]
 
 
 def test_the_ranking_alone_is_that_of_the_whole_processing() -> None:

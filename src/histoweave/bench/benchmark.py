@@ -28,7 +28,7 @@ from histoweave.batch import Needs
 from histoweave.bench._checks import check_settings
 from histoweave.bench._digest import section_digest
 from histoweave.bench.metrics import to_rows
-from histoweave.bench.scoring import at_rate, score
+from histoweave.bench.scoring import at_rate, score, shown_values
 from histoweave.data.holdout import Entries, Everything, Genes, Hide, Holdout
 from histoweave.data.section import Cohort
 from histoweave.data.split import Split, k_fold
@@ -240,7 +240,6 @@ class Benchmark:
     ) -> Iterator[Learner | Transfer]:
         view = self.fitted_view()
         if isinstance(self.spec(cell.model), TransferSpec):
-            # Validation sections are no reference.
             yield Transfer(cell.model, view, seed=cell.seed).fit(train.subset(cell.split.train))
             return
         if self.ensemble and isinstance(view.panel, str):
@@ -303,9 +302,7 @@ class Benchmark:
             if list(prediction.obs_names[here]) != [f"{section.id}/{name}" for name in section.spots.obs_names]:
                 raise RuntimeError(f"predictions of section {section.id!r} are not in the order of its spots")
             own = prediction.layers[K.OWN][here] if K.OWN in prediction.layers else None
-            frame, truth, mask = score(
-                learner.fitted, section, prediction.X[here], holdout, measured=self.measured, own=own
-            )
+            frame, truth, mask = score(learner.fitted, section, prediction.X[here], holdout, measured=self.measured, own=own)
             parts.append(
                 to_rows(
                     frame,
@@ -320,11 +317,7 @@ class Benchmark:
             truths.append(truth)
             masks.append(mask)
             if isinstance(holdout.hide, Entries):
-                # Not by `mask`, which leaves out genes that are dropped: their values are hidden all the same.
-                values, measured = learner.fitted.truth(section, zeros=False)
-                columns = section.genes.get_indexer(list(learner.fitted.genes.genes))
-                hidden = holdout.hidden(section)[:, columns].toarray()
-                shown.append(np.where(measured & ~hidden, values, np.nan).astype(np.float32))
+                shown.append(shown_values(learner.fitted, section, holdout))
         prediction.layers["truth"] = np.where(np.concatenate(masks), np.concatenate(truths), np.nan).astype(np.float32)
         if shown:
             prediction.layers["shown"] = np.concatenate(shown)

@@ -70,6 +70,13 @@ def score(
     return frame, truth, mask
 
 
+def shown_values(fitted: FittedView, section: Section, holdout: Holdout) -> np.ndarray:
+    """Values (n, g) of the measured entries that are not hidden, NaN elsewhere; also of genes that are not scored."""
+    values, measured = fitted.truth(section, zeros=False)
+    hidden = holdout.hidden(section)[:, section.genes.get_indexer(list(fitted.genes.genes))].toarray()
+    return np.where(measured & ~hidden, values, np.nan).astype(np.float32)
+
+
 def binned_spearman(
     section: Section, truth: np.ndarray, predicted: np.ndarray, mask: np.ndarray, *, side_um: float = BIN_UM
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -136,13 +136,8 @@ def _padded(pixels: np.ndarray, box: Sequence[float], seen: Sequence[float]) -> 
 
 
 def marker_map(
-    plate: Plate,
-    gene: str,
-    truth: np.ndarray,
-    predictions: Mapping[str, np.ndarray],
-    *,
-    pcc: Mapping[str, float] | None = None,
-    units: str = "",
+    plate: Plate, gene: str, truth: np.ndarray, predictions: Mapping[str, np.ndarray], *,
+    pcc: Mapping[str, float] | None = None, units: str = "",
 ) -> Figure:
     """One gene over a section: the image, the truth, and every model's prediction on the truth's colour scale.
 
@@ -153,7 +148,7 @@ def marker_map(
     predictions
         Per model, values (n,).
     pcc
-        Per model, the correlation printed over its panel; without it, panels have the names of the models alone.
+        Per model, the correlation printed over its panel; without it, panels have the models' names alone.
     units
         Of truth and predictions, beside the colour scale.
 
@@ -164,8 +159,7 @@ def marker_map(
     """
     norm = expression_norm(gene, truth)
     under = [name for name, there in (("H&E", plate.picture), ("annotation", plate.labels)) if there is not None]
-    titles = {model: _titled(model, pcc.get(model, math.nan)) if pcc else model for model in predictions}
-    values = {"measured": truth} | {titles[model]: shown for model, shown in predictions.items()}
+    values = {"measured": truth} | {_titled(m, pcc.get(m, math.nan) if pcc else None): v for m, v in predictions.items()}
     figure, axes, strip = _grid(plate, len(under) + len(values))
     for ax, name in zip(axes, under, strict=False):
         (_draw_image if name == "H&E" else _draw_labels)(ax, plate)
@@ -190,8 +184,7 @@ def error_map(
     error = np.asarray(prediction, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
     most = float(np.nanpercentile(np.abs(error), _ROBUST[1])) or 1.0
     signed = Normalize(-most, most)
-    title = model if pcc is None else _titled(model, pcc)
-    panels = [(f"measured{where}", truth, EXPRESSION, norm), (title, prediction, EXPRESSION, norm),
+    panels = [(f"measured{where}", truth, EXPRESSION, norm), (_titled(model, pcc), prediction, EXPRESSION, norm),
               (f"predicted − measured{where}", error, ERROR, signed)]
     figure, axes, strip = _grid(plate, 3)
     for ax, (name, values, cmap, scale) in zip(axes, panels, strict=True):
@@ -305,8 +298,8 @@ def _dress(ax: Axes, plate: Plate, title: str) -> None:
         spine.set(color=LINE, linewidth=0.6)
 
 
-def _titled(model: str, pcc: float) -> str:
-    return f"{model}{_GAP}PCC " + (f"{pcc:.2f}".replace("-", "−") if math.isfinite(pcc) else "–")
+def _titled(model: str, pcc: float | None) -> str:
+    return model if pcc is None else f"{model}{_GAP}PCC " + (f"{pcc:.2f}".replace("-", "−") if math.isfinite(pcc) else "–")
 
 
 def _fitted(title: str, room: int) -> str:

@@ -114,14 +114,12 @@ class XMINT(nn.Module):
         legacy: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.legacy = (legacy,) if isinstance(legacy, str) else tuple(legacy)
-        for habit in self.legacy:
-            one_of("legacy", habit, ("batch-axis", "transposed"))
+        named = (legacy,) if isinstance(legacy, str) else legacy
+        self.legacy = tuple(one_of("legacy", habit, ("batch-axis", "transposed")) for habit in named)
         self.objective = one_of("objective", objective, ("mse", "kl", "poisson"))
         self.start, self.scale = one_of("start", start, ("random", "mean")), one_of("scale", scale, ("relative", "log"))
         self.unit, self.shared, width = unit, dims.shared, at_least("width", width, 1)
-        self.needs = Needs.SHARED | Needs.SEQ
-        self.needs |= Needs.REGION if image else Needs.NONE
+        self.needs = Needs.SHARED | Needs.SEQ | (Needs.REGION if image else Needs.NONE)
         self.needs |= Needs.COUNTS if objective == "poisson" else Needs.NONE
         self.needs_zeros = "objective=mse" if objective == "poisson" else ""
         at_least("length", length, 1), at_least("repeats", repeats, 1), one_of("rule", rule, ("code", "paper"))
