@@ -38,10 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 SHARED, HIDDEN, TYPES = 150, 200, 25  # genes and cell types of made-up counts
 FOLDS = 5
 LIMIT_GB = 8
-LINEAR = {
-    "gimvi": 1e4,
-    "tangram": 1.0,
-}  # those that give no logarithms, and what makes counts per 10,000 of their values
+LINEAR = {"ridge-shares": 1e4, "gimvi": 1e4, "tangram": 1.0}  # no logarithms; what makes counts per 10,000 of their values
 
 
 # -- time and memory ----------------------------------------------------------------------------------------------
@@ -74,7 +71,6 @@ def one(method: str, cells: int, reference: int) -> dict[str, Any]:
         "seconds": seconds, "cpu_seconds": worked, "before_mib": before, "peak_mib": peak_mib(), "finite": finite,
         "notes": made.notes,
     }  # fmt: skip
-
 
 
 def memory(method: str, cells: int, reference: int, times: float, command: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Models and controls of a benchmark that names none: where all expression is hidden, and where a part is.
 PREDICTING = ("mean,ridge,knn,stnet,triplex", "mean,ridge,knn,shuffled")
-IMPUTING = ("spage,anchors,gimvi,tangram,xmint", "gene-mean,knn-expression,ridge-expression,pca-knn")
+IMPUTING = ("spage,anchors,gimvi,tangram,xmint", "gene-mean,knn-expression,ridge-expression,ridge-shares,pca-knn")
 COMPLETING = ("median,sme[weights=ge],spackle", "zero,gene-mean,slide-median,spot-gene,low-rank,ridge-visible")
 
 

@@ -14,8 +14,8 @@ from histoweave.models.impute._harmony import corrected
 from histoweave.models.impute._imputed import EMPTY, Imputed, Pair, log_normalised
 from histoweave.models.impute.controls import PENALTIES, ridge_gcv
 
-OURS = ("gene-mean", "knn-expression[k=5]", "ridge-expression", "pca-knn[components=5,k=5,rounds=2]", "spage[n_pv=5,k=5]",
-        "anchors[components=5,k_weight=5]")  # fmt: skip
+OURS = ("gene-mean", "knn-expression[k=5]", "ridge-expression", "ridge-shares", "pca-knn[components=5,k=5,rounds=2]",
+        "spage[n_pv=5,k=5]", "anchors[components=5,k_weight=5]")  # fmt: skip
 
 
 def logs(table: np.ndarray) -> np.ndarray:
@@ -77,6 +77,23 @@ def test_ridge_expression_is_not_negative() -> None:
     assert expected[0, 0] > 0 > expected[1, 0]
     np.testing.assert_allclose(made.values, [[expected[0, 0]], [0]], rtol=1e-6)
     assert made.spread is None
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_ridge_shares_learns_from_the_cells_that_have_other_genes(root: bool) -> None:
+    reference, seen = counts()
+    table = reference.toarray()
+    table[3, 15:] = 0
+    made = create_imputer("ridge-shares", root=root)(sparse.csr_matrix(table), seen)
+    table = np.delete(table, 3, axis=0)
+    shares = table[:, 15:] / table[:, 15:].sum(1, keepdims=True)
+    targets = sparse.csr_matrix(shares**0.5 if root else shares)
+    coef, intercept, _ = ridge_gcv(sparse.csr_matrix(logs(table[:, :15])), targets)
+    expected = np.maximum(logs(seen.toarray()) @ coef + intercept, 0) ** (2 if root else 1)
+    np.testing.assert_allclose(made.values, expected, rtol=1e-5, atol=1e-9)
+    table[:, 15:] = 0
+    with pytest.raises(ValueError, match="none of the 119 reference cells has a count of a gene that is not shared"):
+        create_imputer("ridge-shares")(sparse.csr_matrix(table), seen)
 
 
 def test_pca_knn_without_correction_is_neighbours_in_components() -> None:
@@ -164,6 +181,8 @@ def test_empty_cells_get_the_mean_of_the_reference_and_change_no_other(method: s
     np.testing.assert_array_equal(made.values[2:], without.values)
     per = 1e6 if method.startswith("spage") else 1e4
     values = log_normalised(reference, per)[:, 15:].toarray()
+    if not create_imputer(method).logarithmic:
+        values = (shares := reference.toarray()[:, 15:]) / shares.sum(1, keepdims=True)
     np.testing.assert_allclose(made.values[:2], [values.mean(0)] * 2, rtol=1e-6)
     assert made.notes[EMPTY] == 2 and without.notes[EMPTY] == 0
     # An empty reference cell is no cell either.

@@ -16,6 +16,7 @@ _IMPUTERS = {
     "gene-mean": "histoweave.models.impute.controls:GeneMean",
     "knn-expression": "histoweave.models.impute.controls:KnnExpression",
     "ridge-expression": "histoweave.models.impute.controls:RidgeExpression",
+    "ridge-shares": "histoweave.models.impute.controls:RidgeShares",
     "pca-knn": "histoweave.models.impute.pca_knn:PcaKnn",
     "spage": "histoweave.models.impute.spage:SpaGE",
     "anchors": "histoweave.models.impute.anchors:Anchors",

@@ -136,6 +136,18 @@ class Pair:
         """`log_normalised` values (n, h) of the genes to impute, over the total of all genes of the reference."""
         return log_normalised(self.reference, per_cell)[:, self.m :]
 
+    def shares(self) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """Counts of the genes to impute over their sum (n', h), and which (n,) of the reference cells have any."""
+        counts = self.reference[:, self.m :]
+        total = np.asarray(counts.sum(axis=1)).ravel()
+        has = total > 0
+        if not has.any():
+            raise ValueError(
+                f"none of the {len(has)} reference cells has a count of a gene that is not shared, so none can be imputed; "
+                "give a reference in which these genes were measured"
+            )
+        return sparse.csr_matrix(sparse.diags_array(1 / total[has]) @ counts[has]), has
+
     def finish(
         self,
         values: np.ndarray,

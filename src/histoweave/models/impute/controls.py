@@ -121,9 +121,55 @@ class RidgeExpression:
         pair = Pair.of(reference, seen)
         expression = pair.expression()
         mean, sd = moments(expression)
-        coef, intercept, penalty = ridge_gcv(log_normalised(pair.shared()), expression)
-        made = np.concatenate([np.maximum(x @ coef + intercept, 0) for x in _dense(log_normalised(pair.seen))])
-        return pair.finish(made, None, mean, sd, median_relative_penalty=np.median(penalty))
+        made, penalty = _linear_rule(pair.shared(), expression, pair.seen)
+        return pair.finish(made, None, mean, sd, median_relative_penalty=penalty)
+
+
+@dataclass(frozen=True, slots=True)
+class RidgeShares:
+    """A linear rule from the shared genes to the share of each other gene: `RidgeExpression` on the scale of comparisons.
+
+    A share is a cell's count of a gene over its counts of all genes that are not shared; reference cells without any are
+    not learnt from. What falls below 0 is set to 0. There is no spread.
+
+    Parameters
+    ----------
+    root
+        Learn the root of the share and square what comes out. Rare counts then weigh less, and the values are no longer
+        expected shares: they are too low for genes that are caught in few cells.
+    """
+
+    scale: ClassVar[str] = "share of the counts over the genes of the reference that are not shared"
+    logarithmic: ClassVar[bool] = False
+    card: ClassVar[Card] = Card(
+        title="ridge from shared genes to shares", citation="control", task="impute", learns="closed-form", control=True
+    )
+
+    root: bool = False
+
+    def __call__(
+        self,
+        reference: sparse.csr_matrix,
+        seen: sparse.csr_matrix,
+        *,
+        seed: int = 0,
+        groups: np.ndarray | None = None,
+    ) -> Imputed:
+        """Imputes (c, h) from counts (n, m + h) and (c, m); nothing is drawn and `groups` is not used."""
+        pair = Pair.of(reference, seen)
+        shares, has = pair.shares()
+        made, penalty = _linear_rule(pair.shared()[has], shares.sqrt() if self.root else shares, pair.seen)
+        made = made**2 if self.root else made
+        return pair.finish(made, None, *moments(shares), median_relative_penalty=penalty)
+
+
+def _linear_rule(
+    shared: sparse.csr_matrix, targets: sparse.csr_matrix, seen: sparse.csr_matrix
+) -> tuple[np.ndarray, float]:
+    """What ridge from counts (n, m) to targets (n, h) gives for counts (c, m), 0 or more; and the median penalty."""
+    coef, intercept, penalty = ridge_gcv(log_normalised(shared), targets)
+    made = np.concatenate([np.maximum(x @ coef + intercept, 0) for x in _dense(log_normalised(seen))])
+    return made, float(np.median(penalty))
 
 
 def ridge_gcv(
