@@ -131,12 +131,6 @@ class RidgeShares:
 
     A share is a cell's count of a gene over its counts of all genes that are not shared; reference cells without any are
     not learnt from. What falls below 0 is set to 0. There is no spread.
-
-    Parameters
-    ----------
-    root
-        Learn the root of the share and square what comes out. Rare counts then weigh less, and the values are no longer
-        expected shares: they are too low for genes that are caught in few cells.
     """
 
     scale: ClassVar[str] = "share of the counts over the genes of the reference that are not shared"
@@ -144,8 +138,6 @@ class RidgeShares:
     card: ClassVar[Card] = Card(
         title="ridge from shared genes to shares", citation="control", task="impute", learns="closed-form", control=True
     )
-
-    root: bool = False
 
     def __call__(
         self,
@@ -158,8 +150,7 @@ class RidgeShares:
         """Imputes (c, h) from counts (n, m + h) and (c, m); nothing is drawn and `groups` is not used."""
         pair = Pair.of(reference, seen)
         shares, has = pair.shares()
-        made, penalty = _linear_rule(pair.shared()[has], shares.sqrt() if self.root else shares, pair.seen)
-        made = made**2 if self.root else made
+        made, penalty = _linear_rule(pair.shared()[has], shares, pair.seen)
         return pair.finish(made, None, *moments(shares), median_relative_penalty=penalty)
 
 
