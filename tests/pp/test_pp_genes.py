@@ -107,6 +107,20 @@ def test_moran_equals_scanpy():
     np.testing.assert_allclose(morans_i(values, nbr), theirs, atol=1e-10)
 
 
+@pytest.mark.slow  # squidpy compiles its kernel for this
+@pytest.mark.filterwarnings("ignore")  # squidpy's own
+def test_moran_equals_squidpy():
+    squidpy = pytest.importorskip("squidpy")
+    values, nbr = np.random.default_rng(1).gamma(1.0, size=(len(RC), 6)), grid8(RC)
+    row, place = np.nonzero(nbr >= 0)
+    graph = sparse.csr_matrix((np.ones(len(row)), (row, nbr[row, place])), shape=(len(RC), len(RC)))
+    table = AnnData(values, obsp={"spatial_connectivities": graph, "spatial_distances": graph})
+    table.uns["spatial_neighbors"] = {}
+    squidpy.gr.spatial_autocorr(table, mode="moran", n_perms=None, corr_method=None, show_progress_bar=False)
+    theirs = table.uns["moranI"].loc[table.var_names, "I"].to_numpy()
+    np.testing.assert_allclose(morans_i(values, nbr), theirs, atol=1e-6)
+
+
 def test_moran_panel_is_the_mean_over_sections(cohort):
     score = np.zeros(len(GENES))
     for s in cohort:

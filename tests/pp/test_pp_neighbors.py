@@ -128,6 +128,7 @@ def test_radius_equals_scikit_learn():
 
 
 @needs_squidpy
+@pytest.mark.filterwarnings("ignore")  # squidpy's own
 @pytest.mark.parametrize(("kind", "rings"), [("square", 1), ("hex", 1), ("hex", 2)])
 def test_lattices_equal_squidpy(kind, rings):
     import squidpy
