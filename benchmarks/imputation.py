@@ -48,8 +48,12 @@ COMMON = 200  # genes imputed at every number of shared genes are those after th
 DRAWS, DRAWN = 5, 100  # of the genes in common with the single cells: draws of shared ones, and how many they are
 MAPS = 3  # genes that are drawn
 KL = "objective=kl,scale=log"
-PLUS = f"{KL},unit=off,epochs=24,length=64"  # the best of
-FORMS = ("", "epochs=24", "objective=kl", "scale=log", KL, f"{KL},skip=on", f"{KL},unit=off", f"{KL},unit=off,epochs=24", PLUS)
+LONG = f"{KL},unit=off,epochs=24"
+PLUS = f"{LONG},length=64,blend=on"  # the best of
+FORMS = (
+    "", "epochs=24", "epochs=100", "objective=kl", "scale=log", KL, f"{KL},skip=on", f"{KL},unit=off", LONG,
+    f"{LONG},length=64", PLUS,
+)  # fmt: skip
 REFERENCE = "spage,anchors,gimvi[epochs=20],tangram[mode=clusters,density=uniform]"
 METHODS = f"{REFERENCE},xmint,xmint[image=off],xmint[{PLUS}],xmint[image=off,{PLUS}]"
 CONTROLS = "gene-mean,knn-expression,ridge-expression,ridge-shares,pca-knn"

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from histoweave.batch import Batch, Card, Dims, FeedLike, Needs
 from histoweave.models._checks import at_least, given, one_of
 from histoweave.models._losses import masked_mse
+from histoweave.models.impute._rule import LinearRule, log_shares
 from histoweave.models.impute._tokenizer import Tokenizer
 
-_PER_CELL = 1e4  # counts a cell is scaled to before the logarithm, as is usual for log-normalised counts
 _SHORTEST = 1e-6  # a vector that is shorter is divided by this instead of by its length
 _LEAST = 1e-6  # relative expression below which a mean start does not go: it has to have a logarithm
 
@@ -58,6 +58,9 @@ class XMINT(nn.Module):
         Off: vectors of genes and image keep their length when they are joined.
     skip
         A linear map from log1p of 10,000 times the shares to the logits, zero at first.
+    blend
+        Predict the geometric mean of the network's relative expression and that of a ridge regression from the shared
+        genes, the control `ridge-shares`, fitted to the training cells. The network is trained by itself.
     legacy
         Defects of the authors' code to reproduce, by name (below).
 
@@ -76,7 +79,7 @@ class XMINT(nn.Module):
     cuts consecutive sequences; here they are drawn, anew for each pass in training and always alike in prediction, where
     a region that one sequence holds has one. (8) Mean and deviation of the image's channels are those of the regions in
     which cells lie, theirs those of the whole slide.
-    `stem`, `start`, `scale`, `unit`, `skip` and the other two objectives are not the authors'.
+    `stem`, `start`, `scale`, `unit`, `skip`, `blend` and the other two objectives are not the authors'.
     """
 
     card: ClassVar[Card] = Card(
@@ -111,6 +114,7 @@ class XMINT(nn.Module):
         scale: Literal["relative", "log"] = "relative",
         unit: bool = True,
         skip: bool = False,
+        blend: bool = False,
         legacy: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -134,16 +138,20 @@ class XMINT(nn.Module):
         self.skip = nn.Linear(inputs, dims.genes, bias=False) if skip else None
         if self.skip is not None:
             nn.init.zeros_(self.skip.weight)
+        self.rule = LinearRule(inputs, dims.genes) if blend else None
 
     @torch.no_grad()
     def index(self, feed: FeedLike) -> None:
-        """Starts the head at the mean relative expression (g,) of the training cells where asked for."""
+        """Starts the head at the mean relative expression (g,) of the training cells, and fits the linear rule, if asked."""
         if self.start == "mean":
             self.head.bias.copy_(feed.y_mean().clamp(min=_LEAST).log())
+        if self.rule is not None:
+            self.rule.fit(feed)
 
     def forward(self, batch: Batch) -> Tensor:
         """Relative expression (b, g) of the imputed genes; a row sums to 1."""
-        return self._logits(batch).softmax(-1)
+        made = self._logits(batch).softmax(-1)
+        return made if self.rule is None else self.rule.blended(made, log_shares(given(batch.shared, "shared")))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective over the measured entries; 0 in a batch without any."""
@@ -162,17 +170,8 @@ class XMINT(nn.Module):
 
     @classmethod
     def tiny(cls) -> dict[str, Any]:
-        """Arguments of a small model with every part."""
-        return {
-            "width": 16,
-            "layers": 1,
-            "heads": 2,
-            "expansion": 2,
-            "stem": 4,
-            "length": 8,
-            "repeats": 2,
-            "skip": True,
-        }
+        """Arguments of a small model with every part that is trained."""
+        return {"width": 16, "layers": 1, "heads": 2, "expansion": 2, "stem": 4, "length": 8, "repeats": 2, "skip": True}
 
     def _logits(self, batch: Batch) -> Tensor:
         """What the softmax is taken of, (b, g), in float32."""
@@ -182,7 +181,7 @@ class XMINT(nn.Module):
                 f"the batch has {shared.shape[-1]} shared genes, and the model was made for {self.shared} (dims.shared); "
                 "expected the same number, 1 or more: give both panels' common genes, in one order"
             )
-        logs = torch.log1p(_PER_CELL * shared)  # (b, m)
+        logs = log_shares(shared)  # (b, m)
         sequences = _count(given(batch.seq, "seq"))
         gene = self.lift(logs if self.scale == "log" else shared).unflatten(0, (sequences, -1))  # (s, t, f)
         gene = self.gene(gene).flatten(0, 1)
