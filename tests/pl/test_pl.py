@@ -104,7 +104,7 @@ def test_all_panels_share_the_scale_of_the_truth() -> None:
     norms = [drawn(figure, i)[0].norm for i in (1, 2, 3)]
     low, high = np.percentile(truth, [1, 99])
     assert all((n.vmin, n.vmax) == (low, high) for n in norms)
-    assert titles(figure)[:4] == ["H&E", "measured", "low  PCC 1.00", "high  PCC –"]
+    assert titles(figure)[:4] == ["image", "measured", "low  PCC 1.00", "high  PCC –"]
     assert figure.axes[-1].get_title(loc="right") == "log"
     np.testing.assert_allclose(drawn(figure, 2)[0].get_array(), truth - 9)
 
@@ -154,7 +154,7 @@ def test_a_plate_of_positions_has_neither_scale_bar_nor_image() -> None:
 def test_the_annotation_is_a_panel_with_a_legend() -> None:
     labels = np.array(["tumour", "fat", None] * 4, dtype=object)
     figure = marker_map(Plate.of(section(obs={K.LABEL: labels})), "G", np.arange(12.0), {"m": np.zeros(12)})
-    assert titles(figure)[:2] == ["H&E", "annotation"]
+    assert titles(figure)[:2] == ["image", "annotation"]
     legend = figure.axes[1].get_legend()
     assert legend is not None
     assert [t.get_text() for t in legend.get_texts()] == ["fat", "tumour"]

@@ -158,11 +158,11 @@ def marker_map(
         Values that do not match the spots of the plate; a truth without one measured spot.
     """
     norm = expression_norm(gene, truth)
-    under = [name for name, there in (("H&E", plate.picture), ("annotation", plate.labels)) if there is not None]
+    under = [name for name, there in (("image", plate.picture), ("annotation", plate.labels)) if there is not None]
     values = {"measured": truth} | {_titled(m, pcc.get(m, math.nan) if pcc else None): v for m, v in predictions.items()}
     figure, axes, strip = _grid(plate, len(under) + len(values))
     for ax, name in zip(axes, under, strict=False):
-        (_draw_image if name == "H&E" else _draw_labels)(ax, plate)
+        (_draw_image if name == "image" else _draw_labels)(ax, plate)
         _dress(ax, plate, name)
     for ax, (name, shown) in zip(axes[len(under) :], values.items(), strict=True):
         draw_spots(ax, plate, shown, EXPRESSION, norm)
