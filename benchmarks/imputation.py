@@ -49,13 +49,13 @@ DRAWS, DRAWN = 5, 100  # of the genes in common with the single cells: draws of 
 MAPS = 3  # genes that are drawn
 KL = "objective=kl,scale=log"
 LONG = f"{KL},unit=off,epochs=24"
-PLUS = f"{LONG},length=64,blend=on"  # the best of
+ALONE = f"{LONG},length=64"  # the best of a network by itself,
+PLUS = f"{ALONE},blend=on"  # and of
 FORMS = (
-    "", "epochs=24", "epochs=100", "objective=kl", "scale=log", KL, f"{KL},skip=on", f"{KL},unit=off", LONG,
-    f"{LONG},length=64", PLUS,
-)  # fmt: skip
+    "", "epochs=24", "epochs=100", "objective=kl", "scale=log", KL, f"{KL},skip=on", f"{KL},unit=off", LONG, ALONE, PLUS,
+)
 REFERENCE = "spage,anchors,gimvi[epochs=20],tangram[mode=clusters,density=uniform]"
-METHODS = f"{REFERENCE},xmint,xmint[image=off],xmint[{PLUS}],xmint[image=off,{PLUS}]"
+METHODS = f"{REFERENCE},xmint,xmint[image=off],xmint[image=off,{ALONE}],xmint[image=off,{PLUS}],xmint[{PLUS}]"
 CONTROLS = "gene-mean,knn-expression,ridge-expression,ridge-shares,pca-knn"
 
 
@@ -174,7 +174,7 @@ def page(work: Path, genes: list[int]) -> None:
         "",
         *_chosen(work),
         *_from_single_cells(work),
-        *_figures(reports, cohort),
+        *_figures(work, reports, cohort),
         *_recipes(reports),
     ]
     (RESULTS / f"{NAME}.md").write_text("\n".join(lines), encoding="utf-8")
@@ -252,13 +252,12 @@ def _per_gene(reports: dict[int, Report], metric: str) -> pd.DataFrame:
     return table[table["gene"].isin(always)].sort_values("model", key=lambda names: names.map(order), kind="stable")
 
 
-def _figures(reports: dict[int, Report], cohort: Cohort) -> list[str]:
-    """Boxes over genes by m, and maps of the genes that are best told, by all methods at the largest m, A → B."""
+def _figures(work: Path, reports: dict[int, Report], cohort: Cohort) -> list[str]:
+    """Boxes over genes by m; and in the working folder, maps of the genes best told, by all methods at the largest m, A → B."""
     table = _per_gene(reports, "spearman_bins")
     last = reports[max(reports)]
     controls = {card["model"] for card in last.cells if card["control"]}
     boxes_by_m(table, controls=controls).savefig(RESULTS / f"{NAME}-genes.svg", metadata={"Date": None})
-    lines = ["## Per gene, by the number of shared genes", "", f"![boxes]({NAME}-genes.svg)", ""]
     best = table[table["m"] == max(reports)].groupby("gene")["value"].median().nlargest(MAPS).index
     fold = next(iter(last.card["folds"]))
     made = {model: last.prediction(model, fold) for model in last.models}
@@ -269,9 +268,16 @@ def _figures(reports: dict[int, Report], cohort: Cohort) -> list[str]:
         shown = {model: one[:, [gene]].X.ravel() for model, one in made.items()}
         pcc = rows[rows["gene"] == gene].groupby("model", observed=True)["value"].mean().to_dict()
         figure = marker_map(Plate.of(section), gene, truth, shown, pcc=pcc, units=str(last.cells[0]["units"]))
-        figure.savefig(RESULTS / f"{NAME}-{gene}.png", dpi=130, facecolor="white")
-        lines += [f"### {gene}, {fold}, {max(reports)} shared genes", "", f"![{gene}]({NAME}-{gene}.png)", ""]
-    return lines
+        figure.savefig(work / f"{gene}.png", dpi=130, facecolor="white")
+    return [
+        "## Per gene, by the number of shared genes",
+        "",
+        f"![boxes]({NAME}-genes.svg)",
+        "",
+        f"Maps of {', '.join(best)} ({fold}, {max(reports)} shared genes), measured and by every method, are in the working "
+        "folder, and of other genes in the report of each run; they show the slide, which is not kept here.",
+        "",
+    ]
 
 
 def _recipes(reports: dict[int, Report]) -> list[str]:

@@ -156,6 +156,29 @@ def rate(device: str) -> dict[str, float]:
     return {"convolution": conv, "matrices": product}
 
 
+def step_bf16(sizes: Sizes, device: str, row: int) -> dict[str, Any]:
+    """The whole of a training step in bf16: seconds, and the most memory."""
+    torch.manual_seed(0)
+    batch = cells_of(sizes, sizes.sequences).to(device)
+    dims = Dims(genes=sizes.genes, shared=sizes.shared)
+    model = XMINT(dims, **arguments(TABLE[row], sizes)).to(device)  # type: ignore[arg-type]
+    return {"whole": timed(stepping(model, batch, device, half=True), device), "peak": peak(device)}
+
+
+def stepping(model: nn.Module, batch: Batch, device: str, *, half: bool = False) -> Callable[[], None]:
+    """A training step to be timed."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            value = model.loss(batch)[0]  # type: ignore[operator]
+        value.backward()
+        optimizer.step()
+
+    return run
+
+
 def step(sizes: Sizes, device: str, row: int) -> dict[str, Any]:
     """One training step: the whole of it where it fits the limit, and its two halves, the tokenizer on a part."""
     torch.manual_seed(0)
@@ -164,18 +187,8 @@ def step(sizes: Sizes, device: str, row: int) -> dict[str, Any]:
     assert batch.region is not None and batch.region_of is not None and batch.patch_rc is not None
     patches = len(batch.patch_rc.unique(dim=0))
 
-    def stepping(model: nn.Module) -> Callable[[], None]:
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-
-        def run() -> None:
-            optimizer.zero_grad()
-            model.loss(batch)[0].backward()  # type: ignore[operator]
-            optimizer.step()
-
-        return run
-
     genes = XMINT(dims, **arguments(configuration, sizes), image=False).to(device)  # type: ignore[arg-type]
-    transformers = timed(stepping(genes), device)
+    transformers = timed(stepping(genes, batch, device), device)
     del genes
     model = XMINT(dims, **arguments(configuration, sizes)).to(device)  # type: ignore[arg-type]
     tokenizer, region, of, rc = model.tokenizer, batch.region, batch.region_of, batch.patch_rc.unique(dim=0)
@@ -184,7 +197,7 @@ def step(sizes: Sizes, device: str, row: int) -> dict[str, Any]:
     part = timed(lambda: tokenizer(region, of[: len(some)], some).sum().backward(), device)
     guess = transformers + part * patches / len(some)
     in_full = guess < sizes.limit or configuration is TABLE[-1]
-    whole = timed(stepping(model), device) if in_full else None
+    whole = timed(stepping(model, batch, device), device) if in_full else None
     top = peak(device)
     return {
         "patches": patches,
@@ -262,7 +275,7 @@ def table1(sizes: Sizes, device: str, say: Callable[[str], None] = print) -> dic
         found = in_its_own("step", sizes, device, str(i))
         rows.append(asdict(row) | found | {"flop": step_flop(row, sizes, found["patches"])})
         say(f"{row.width}, {row.expansion}, {row.layers}: {found['whole'] or found['guess']:.2f} s")
-    return {"rows": rows}
+    return {"rows": rows, "bf16": in_its_own("bf16", sizes, device, str(len(TABLE) - 1))}
 
 
 WAYS = (
@@ -311,6 +324,7 @@ def main(given: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if given is None else given)
     jobs: dict[str, Callable[..., Any]] = {
         "step": lambda sizes, device, row: step(sizes, device, int(row)),
+        "bf16": lambda sizes, device, row: step_bf16(sizes, device, int(row)),
         "way": lambda sizes, device, folder, name: way(sizes, device, Path(folder), name),
     }
     if words and words[0] in jobs:
