@@ -13,8 +13,10 @@ import torch
 from scipy import sparse
 
 from histoweave import _keys as K
+from histoweave.data.image import SlideImage
 from histoweave.data.phantom import Phantom
 from histoweave.data.section import Cohort, Section
+from histoweave.data.stains import StainedImage
 from histoweave.feed._sequences import Regions, Sequencing
 from histoweave.filling import impute, match_genes, reference
 from histoweave.settings import ImputeSettings
@@ -123,11 +125,32 @@ def test_a_cell_of_one_sequence_has_no_spread(small: Phantom) -> None:
         assert np.isfinite(made.X).all() and (np.isfinite(spread).mean() > 0.9 if told else np.isnan(spread).all())
 
 
-def test_other_channels_than_those_of_a_slide_are_refused_at_once(small: Phantom) -> None:
+def test_channels_are_those_of_the_image_and_its_stains(small: Phantom) -> None:
     target, origin, _ = sides(small)
-    with pytest.raises(ValueError, match="channels=4: slide images are read as RGB"):
-        impute(target, origin, None, ImputeSettings(method="xmint[channels=4]", threads=1))
+    with pytest.raises(ValueError, match=r"has 3 channels, its own three and 0 further stains, and the model reads 4"):
+        impute(target, origin, None, ImputeSettings(method="xmint[channels=4]", recipe="tiny", threads=1))
+    with pytest.raises(ValueError, match="channels=2: a slide image has 3"):
+        impute(target, origin, None, ImputeSettings(method="xmint[channels=2]", recipe="tiny", threads=1))
     assert resolve("xmint[channels=4,image=off]", "tiny").sequencing.channels == 3
+
+
+def test_a_further_stain_reaches_the_model(small: Phantom) -> None:
+    target, origin, _ = sides(small)
+    made = []
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        both = []
+        for cohort in (target, origin):
+            stained = [StainedImage(s.image, [picture(s.image.size, rng)]) for s in cohort]
+            both.append(Cohort(replace(s, image=image) for s, image in zip(cohort, stained, strict=True)))
+        how = ImputeSettings(method="xmint[channels=4]", recipe="tiny", threads=1)
+        made.append(impute(both[0], both[1], None, how)[0].X)
+    assert np.isfinite(made[0]).all() and not np.array_equal(made[0], made[1])
+
+
+def picture(size: tuple[int, int], rng: np.random.Generator) -> SlideImage:
+    """Noise of that size."""
+    return SlideImage.from_array(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
 
 
 def test_a_transfer_that_trains_does_not_say_how_many_parameters() -> None:

@@ -92,7 +92,8 @@ class Feed:
             self._y = (self._y - center) * self._mask
         self._fields = dict(self._spot_fields())
         self._sequencing = sequencing or Sequencing()
-        self._regions = Regions(cohort, self.device, pixels=Needs.REGION in needs) if Needs.SEQ in needs else None
+        pixels, channels = Needs.REGION in needs, self._sequencing.channels
+        self._regions = Regions(cohort, self.device, pixels=pixels, channels=channels) if Needs.SEQ in needs else None
         self._embeddings = Embeddings(view, cohort, features, needs, self.device) if needs & FROZEN else None
 
     # -- what a model may ask in `index` ------------------------------------------------------------------------

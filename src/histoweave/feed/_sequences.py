@@ -12,6 +12,7 @@ from torch import Tensor
 from histoweave.batch import Batch
 from histoweave.data.image import Window
 from histoweave.data.section import Cohort, Section
+from histoweave.data.stains import pictures
 
 SIDE_PX, UM_PER_PX, PATCH_PX = 1024, 0.425, 16  # xMINT: regions of 435 µm on the side, patches of 6.8 µm
 
@@ -32,12 +33,12 @@ class Sequencing:
         floor(cells · repeats / length), the rest left out. That is in training: in prediction every cell is in a
         sequence by either, and a region that one sequence holds has one.
     channels
-        Of the image; slides are read as RGB.
+        Of the image: 3 and its further stains (`histoweave.data.stains.StainedImage`).
 
     Raises
     ------
     ValueError
-        Other than 3 channels.
+        Fewer than 3 channels.
     """
 
     length: int = 64
@@ -46,10 +47,10 @@ class Sequencing:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        if self.channels != 3:
+        if self.channels < 3:
             raise ValueError(
-                f"channels={self.channels}: slide images are read as RGB, so that a model gets 3 channels; leave "
-                "channels out, and save a fluorescence image of several stains as RGB, or one of them alone as grey"
+                f"channels={self.channels}: a slide image has 3, a grey one the same three times; leave channels out, or "
+                "give 3 and the number of further stains"
             )
 
     def number(self, cells: int) -> int:
@@ -81,7 +82,7 @@ def tiles(section: Section) -> tuple[np.ndarray, np.ndarray]:
 class Regions:
     """Which cells share a region; and, if asked for, the pixels of every region with a cell."""
 
-    def __init__(self, cohort: Cohort, device: torch.device, *, pixels: bool) -> None:
+    def __init__(self, cohort: Cohort, device: torch.device, *, pixels: bool, channels: int = 3) -> None:
         self._device = device
         codes, patches, self._pixels, self._moments, start = [], [], [], [], 0
         for section in cohort:
@@ -91,7 +92,7 @@ class Regions:
             patches.append((place[:, ::-1] // PATCH_PX).astype(np.int64))  # (row, column)
             start += len(kept)
             if pixels:
-                read = _read(section, kept)
+                read = _read(section, kept, channels)
                 self._pixels += list(read)
                 self._moments += [_moments(section, kept, read)] * len(kept)
         self.of = torch.from_numpy(np.concatenate(codes)).to(device)
@@ -154,17 +155,25 @@ def _native(section: Section) -> float:
     return SIDE_PX * UM_PER_PX / section.um_per_px
 
 
-def _read(section: Section, kept: np.ndarray) -> np.ndarray:
-    """Pixels of the regions at (column, row) `kept` (r, 2): uint8 (r, 1024, 1024, 3), 0 outside of the image."""
+def _read(section: Section, kept: np.ndarray, channels: int) -> np.ndarray:
+    """Pixels of the regions at (column, row) `kept` (r, 2): uint8 (r, 1024, 1024, c), 0 outside of the image."""
     if section.image is None or section.um_per_px is None:
         raise ValueError(
             f"section {section.id!r} has no image with a known size of its pixels, and regions of it are read"
         )
+    seen = pictures(section.image)
+    if (there := sum(depth for _, depth in seen)) != channels:
+        raise ValueError(
+            f"the image of section {section.id!r} has {there} channels, its own three and {len(seen) - 1} further stains, and "
+            f"the model reads {channels}: give its stains (`stains` in samples.csv), or channels={there}"
+        )
     centres = (kept + 0.5) * _native(section)
-    out = np.zeros((len(kept), SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
-    window = Window(um=SIDE_PX * UM_PER_PX, out=SIDE_PX)
-    for rows, pixels, _ in section.image.windows(centres, window, section.um_per_px, batch=8, allow_outside=True):
-        out[rows] = pixels
+    out = np.zeros((len(kept), SIDE_PX, SIDE_PX, channels), dtype=np.uint8)
+    window, at = Window(um=SIDE_PX * UM_PER_PX, out=SIDE_PX), 0
+    for image, depth in seen:
+        for rows, pixels, _ in image.windows(centres, window, section.um_per_px, batch=8, allow_outside=True):
+            out[rows, :, :, at : at + depth] = pixels[..., :depth]
+        at += depth
     for k, (width, height) in enumerate(_inside(section, kept)):
         out[k, height:], out[k, :, width:] = 0, 0
     return out
@@ -179,9 +188,10 @@ def _inside(section: Section, kept: np.ndarray) -> np.ndarray:
 
 def _moments(section: Section, kept: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every channel over the regions of a section, outside of the image left out (c,)."""
-    total, square, count = np.zeros(3), np.zeros(3), 0
+    channels = read.shape[-1]
+    total, square, count = np.zeros(channels), np.zeros(channels), 0
     for pixels, (width, height) in zip(read, _inside(section, kept), strict=True):
-        part = pixels[:height, :width].reshape(-1, 3).astype(np.float64)
+        part = pixels[:height, :width].reshape(-1, channels).astype(np.float64)
         total += part.sum(axis=0)
         square += (part**2).sum(axis=0)
         count += len(part)

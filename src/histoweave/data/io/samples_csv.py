@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -14,11 +15,12 @@ from histoweave.data.io.st_legacy import find_sections, read_st_section
 from histoweave.data.io.visium import is_outs, read_visium
 from histoweave.data.io.xenium import IDENTITY, is_xenium, read_xenium
 from histoweave.data.section import Cohort, Platform, Section, SectionError
+from histoweave.data.stains import StainedImage
 
 log = logging.getLogger(__name__)
 
 NEEDED = ("id", "patient", "path")
-COLUMNS = ("id", "patient", "platform", "path", "spots", "image", "alignment", "mpp")
+COLUMNS = ("id", "patient", "platform", "path", "spots", "image", "stains", "alignment", "mpp")
 
 
 def read_samples(path: str | Path) -> Cohort:
@@ -38,6 +40,9 @@ def read_samples(path: str | Path) -> Cohort:
         its folder or a neighbouring one.
     image
         Optional: the full-resolution image.
+    stains
+        Optional: pictures of further stains, of the size of the image, separated by semicolons; each is a channel more
+        for models that read regions, see `StainedImage`.
     alignment
         Only for Xenium folders, optional: the file of the matrix or landmarks that place the image, or ``identity``;
         default: the one that belongs to the image, see `read_xenium`.
@@ -92,6 +97,16 @@ def _check_columns(path: Path, names: list[str]) -> None:
 
 
 def _read_row(csv: Path, line: int, row: dict[str, str]) -> Section:
+    section = _read_section(csv, line, row)
+    if not row.get("stains"):
+        return section
+    if section.image is None:
+        raise SectionError(f"'{csv}' line {line}: 'stains' are further pictures of an image, and there is none; give the image")
+    paths = [_resolve(csv, line, "stains", name.strip()) for name in row["stains"].split(";") if name.strip()]
+    return replace(section, image=StainedImage.read(section.image, paths))
+
+
+def _read_section(csv: Path, line: int, row: dict[str, str]) -> Section:
     where = f"'{csv}' line {line}"
     for name in NEEDED:
         if not row[name]:

@@ -37,7 +37,7 @@ class XMINT(nn.Module):
     image
         Without it the image's half of the joint vector is zero, and only the ResNet is missing from the parameters.
     channels
-        Of the image. Slide images are read as RGB, so only 3 can be fitted; others are for batches made by hand.
+        Of the image: 3, and one more for each further stain of a section (`histoweave.data.stains.StainedImage`).
     tokenizer
         ``"restricted"``: only patches in which cells lie; ``"dense"``: all of a region. Once per region in either.
     stem
