@@ -9,7 +9,7 @@ import pytest
 import torch
 from benchmarks import xmint
 from benchmarks.clock import Disagreement
-from benchmarks.xmint import QUICK, TABLE, WAYS, Row, Sizes, arguments, run, step, step_flop, tokenizer_macs, way
+from benchmarks.xmint import QUICK, TABLE, WAYS, Row, Sizes, arguments, run, step, step_bf16, step_flop, tokenizer_macs, way
 from benchmarks.xmint import transformer_macs as macs
 
 from histoweave.batch import Dims
@@ -32,7 +32,9 @@ def test_the_arithmetic_is_that_of_the_specification(row: Row, region: float, se
 
 def test_the_report_is_written_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def here(job: str, sizes: Sizes, device: str, *given: str) -> object:  # every row is a process of its own
-        return step(sizes, device, int(given[0])) if job == "step" else way(sizes, device, Path(given[0]), given[1])
+        if job == "way":
+            return way(sizes, device, Path(given[0]), given[1])
+        return {"step": step, "bf16": step_bf16}[job](sizes, device, int(given[0]))
 
     monkeypatch.setattr(xmint, "in_its_own", here)
     def rate(device: str) -> dict[str, float]:
@@ -42,7 +44,7 @@ def test_the_report_is_written_part_by_part(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(xmint, "timed", lambda run, device: (run(), 1.5)[1])
     monkeypatch.setattr(xmint, "TABLE", TABLE[-1:])
     text = run("table1", tmp_path, sizes=QUICK, device="cpu", command="test")
-    assert "27,297,808 | 1.50 |" in text and "fixed statistics" not in text
+    assert "27,297,808 | 1.50 |" in text and "fixed statistics" not in text and "In bf16 the step takes 1.5 s" in text
     text = run("tokenizer", tmp_path, sizes=QUICK, device="cpu", command="test")
     assert (tmp_path / "xmint-cost.md").read_text() == text
     assert "27,297,808" in text and all(f"| {name} | 1.50 |" in text for name in WAYS)
