@@ -9,7 +9,20 @@ import pytest
 import torch
 from benchmarks import xmint
 from benchmarks.clock import Disagreement
-from benchmarks.xmint import QUICK, TABLE, WAYS, Row, Sizes, arguments, run, step, step_bf16, step_flop, tokenizer_macs, way
+from benchmarks.xmint import (
+    QUICK,
+    TABLE,
+    WAYS,
+    Row,
+    Sizes,
+    arguments,
+    run,
+    step,
+    step_bf16,
+    step_flop,
+    tokenizer_macs,
+    way,
+)
 from benchmarks.xmint import transformer_macs as macs
 
 from histoweave.batch import Dims
