@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from histoweave.batch import FeedLike, Needs
 from histoweave.models._checks import given
+from histoweave.models.impute._imputed import PER_CELL
 from histoweave.models.impute.controls import ridge_gcv
 
-_PER_CELL = 1e4  # counts a cell is scaled to before the logarithm, as is usual for log-normalised counts
 _CHUNK = 4096  # cells that are read at a time
 _LITTLE = 1e-5  # is added to both sides of a geometric mean, so that neither alone makes it 0
 
 
 def log_shares(shared: Tensor) -> Tensor:
     """log1p of 10,000 times the shares (b, m) of the measured genes."""
-    return torch.log1p(_PER_CELL * shared)
+    return torch.log1p(PER_CELL * shared)
 
 
 class LinearRule(nn.Module):
